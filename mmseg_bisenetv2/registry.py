@@ -1,0 +1,16 @@
+"""Child registries of MMSegmentation's, under the scope ``mmseg_bisenetv2``.
+
+``type='mmseg_bisenetv2.BiSeNetV2'`` finds ours from any MMSegmentation config; the bare
+``BiSeNetV2`` stays MMSegmentation's own, so that no other config changes.
+"""
+from mmengine.registry import Registry
+
+from mmseg.registry import DATASETS as MMSEG_DATASETS
+from mmseg.registry import MODELS as MMSEG_MODELS
+
+SCOPE = 'mmseg_bisenetv2'
+
+MODELS = Registry(
+    'model', parent=MMSEG_MODELS, scope=SCOPE, locations=['mmseg_bisenetv2.models'])
+DATASETS = Registry(
+    'dataset', parent=MMSEG_DATASETS, scope=SCOPE, locations=['mmseg_bisenetv2.datasets'])

@@ -1,0 +1,99 @@
+"""MMSegmentation without compiled operators, and MMEngine's checkpoints under weights_only."""
+import importlib.util
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from mmengine.utils.dl_utils import mmcv_full_available
+
+import mmseg_bisenetv2
+from mmseg_bisenetv2.compat import MissingOpError
+
+needs_lite = pytest.mark.skipif(mmcv_full_available(), reason='the full mmcv is installed')
+
+
+def run_python(code, **kwargs):
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)],
+        capture_output=True, text=True, **kwargs)
+
+
+@needs_lite
+def test_mmseg_models_import_only_with_this_package():
+    assert "No module named 'mmcv._ext'" in run_python('import mmseg.apis').stderr
+    result = run_python('import mmseg_bisenetv2, mmseg.apis')
+    assert result.returncode == 0, result.stderr
+
+
+@needs_lite
+def test_missing_op_names_itself_and_the_extra():
+    from mmcv.ops import nms
+    with pytest.raises(MissingOpError, match=r'"nms".*mmseg_bisenetv2\[full\]'):
+        nms(torch.rand(3, 4), torch.rand(3), 0.5)
+
+
+@needs_lite
+def test_mmengine_still_knows_that_the_ops_are_missing():
+    assert importlib.util.find_spec('mmcv._ext').loader is None
+    assert not mmcv_full_available()
+
+
+def test_nothing_is_replaced_where_the_extension_exists(tmp_path):
+    package = tmp_path / 'mmcv'  # a full MMCV, as far as anyone can tell from outside
+    package.mkdir()
+    (package / '__init__.py').write_text("__version__ = '2.1.0'\n")
+    (package / '_ext.py').write_text("real = True\n")
+    result = run_python(f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        spec = __import__('importlib.util').util.spec_from_file_location(
+            'compat', {mmseg_bisenetv2.compat.__file__!r})
+        spec.loader.exec_module(__import__('importlib.util').util.module_from_spec(spec))
+        import mmcv._ext
+        assert mmcv._ext.real
+    """)
+    assert result.returncode == 0, result.stderr
+
+
+def test_log_buffers_survive_weights_only(tmp_path):
+    from mmengine.logging import HistoryBuffer
+    buffer = HistoryBuffer()
+    buffer.update(1.0)
+    buffer.update(3.0)
+    path = tmp_path / 'checkpoint.pth'
+    torch.save(dict(
+        loss=buffer, score=np.float64(0.5), count=np.int64(3), flags=np.array([True])), path)
+    loaded = torch.load(path, weights_only=True)
+    assert loaded['loss'].mean() == 2.0
+    assert loaded['score'] == 0.5
+    assert loaded['count'] == 3
+
+
+@pytest.mark.parametrize('owner, name', [
+    (torch.Tensor, 'numpy'), ('os', 'system'), (np.ndarray, 'tofile'),
+])
+def test_getattr_in_a_checkpoint_reaches_log_statistics_only(tmp_path, owner, name):
+    class Attack:
+        def __reduce__(self):
+            return getattr, (owner, name)
+
+    path = tmp_path / 'crafted.pth'
+    torch.save(dict(state_dict={}, attack=Attack()), path)
+    with pytest.raises(pickle.UnpicklingError, match='refused in a checkpoint'):
+        torch.load(path, weights_only=True)
+
+
+def test_foreign_classes_stay_refused(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return exec, (f'open({str(tmp_path / "pwned")!r}, "w")', )
+
+    path = tmp_path / 'crafted.pth'
+    torch.save(dict(state_dict={}, attack=Attack()), path)
+    with pytest.raises(pickle.UnpicklingError, match='exec'):
+        torch.load(path, weights_only=True)
+    assert not (tmp_path / 'pwned').exists()
