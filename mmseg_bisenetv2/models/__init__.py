@@ -1,0 +1,6 @@
+"""The network: backbone, head, segmentor."""
+from mmseg_bisenetv2.models.bisenetv2 import BiSeNetV2
+from mmseg_bisenetv2.models.fcn_head import FCNHead
+from mmseg_bisenetv2.models.segmentor import EncoderDecoder
+
+__all__ = ['BiSeNetV2', 'EncoderDecoder', 'FCNHead']

@@ -1,0 +1,130 @@
+"""The backbone: against MMSegmentation's, and each of its options."""
+import pytest
+import torch
+from torch import nn
+
+import mmseg_bisenetv2  # noqa: F401
+
+from mmseg.registry import MODELS
+
+WIDTHS = (128, 16, 32, 64, 128)
+STRIDES = (8, 4, 8, 16, 32)
+
+
+def build(**kwargs):
+    return MODELS.build(dict(type='mmseg_bisenetv2.BiSeNetV2', **kwargs))
+
+
+def randomise(net):
+    """Gives every parameter and statistic a value of its own, biases included."""
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 1.5) if 'bn' in name or 'gap' in name else \
+                nn.init.normal_(value, std=0.05)
+    return net
+
+
+@pytest.mark.parametrize('size', [(64, 128), (97, 161), (33, 47), (1, 1)])
+@pytest.mark.parametrize('training', [False, True])
+def test_equals_mmsegmentation(size, training):
+    theirs = randomise(MODELS.build(dict(type='BiSeNetV2'))).train(training)
+    ours = build().train(training)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 3, *size)
+    for a, b in zip(ours(x), theirs(x), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(a, b)  # running statistics moved alike
+
+
+def test_mmsegmentations_own_is_untouched():
+    assert type(MODELS.build(dict(type='BiSeNetV2'))).__module__.startswith('mmseg.')
+    assert type(build()).__module__ == 'mmseg_bisenetv2.models.bisenetv2'
+
+
+@pytest.mark.parametrize('height, width', [(1, 1), (7, 4096 // 16), (32, 64), (65, 31), (100, 75)])
+def test_any_size(height, width):
+    outs = build().eval()(torch.randn(1, 3, height, width))
+    for out, channels, stride in zip(outs, WIDTHS, STRIDES, strict=True):
+        assert out.shape == (1, channels, -(-height // stride), -(-width // stride))
+
+
+def test_norm_and_activation_reach_every_layer():
+    net = build(norm_cfg=dict(type='GN', num_groups=4), act_cfg=dict(type='LeakyReLU'))
+    kinds = {type(m) for m in net.modules()}
+    assert nn.GroupNorm in kinds and nn.LeakyReLU in kinds
+    assert not kinds & {nn.BatchNorm2d, nn.ReLU}
+    stock = MODELS.build(dict(
+        type='BiSeNetV2', norm_cfg=dict(type='GN', num_groups=4), act_cfg=dict(type='LeakyReLU')))
+    assert nn.BatchNorm2d in {type(m) for m in stock.modules()}  # why this package exists
+
+
+def test_norm_options_reach_every_layer():
+    net = build(norm_cfg=dict(type='BN', eps=1e-3, momentum=0.01, requires_grad=False))
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 53
+    assert all(m.eps == 1e-3 and m.momentum == 0.01 for m in norms)
+    assert not any(p.requires_grad for m in norms for p in m.parameters())
+
+
+def test_bga_bias():
+    names = {name for name, _ in build().named_parameters()}
+    without = {name for name, _ in build(bga_bias=False).named_parameters()}
+    assert names - without == {
+        'bga.detail_dwconv.0.pointwise_conv.conv.bias',
+        'bga.semantic_dwconv.0.pointwise_conv.conv.bias'}
+    assert not without - names
+
+
+def test_bga_upsample_changes_the_aggregation_only():
+    bilinear, nearest = build().eval(), build(bga_upsample='nearest').eval()
+    nearest.load_state_dict(bilinear.state_dict())
+    x = torch.randn(1, 3, 64, 96)
+    head, *stages = bilinear(x)
+    other_head, *other_stages = nearest(x)
+    assert all(map(torch.equal, stages, other_stages))
+    assert not torch.allclose(head, other_head)
+
+
+def test_initialisation():
+    def largest(net):
+        """The largest weight of each convolution, in units of PyTorch's default bound."""
+        return [float(m.weight.abs().max()) * m.weight[0].numel()**0.5
+                for m in net.modules() if isinstance(m, nn.Conv2d)]
+
+    default = build()
+    default.init_weights()
+    assert max(largest(default)) <= 1.0  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
+    assert min(largest(default)) > 0.5
+    kaiming = build(init_cfg=dict(type='Kaiming', layer='Conv2d'))
+    kaiming.init_weights()
+    assert max(largest(kaiming)) > 2.0
+
+
+def test_large():
+    net = build(width_factor=2, depth_factor=3).eval()
+    assert [out.shape[1] for out in net(torch.randn(1, 3, 64, 64))] == [2 * w for w in WIDTHS]
+    semantic = net.semantic
+    assert [len(s) for s in (semantic.stage2, semantic.stage3, semantic.stage4)] == [6, 6, 12]
+
+
+def test_out_indices():
+    net, x = build().eval(), torch.randn(1, 3, 64, 64)
+    every = net(x)
+    net.out_indices = (0, 4)
+    assert all(map(torch.equal, net(x), (every[0], every[4])))
+
+
+@pytest.mark.parametrize('option, value', [
+    ('bga_upsample', 'bicubic'), ('out_indices', (0, 5)), ('out_indices', (-1, )),
+    ('bga_channels', 64),
+])
+def test_unknown_value_is_named(option, value):
+    with pytest.raises(ValueError, match=option):
+        build(**{option: value})
+
+
+def test_gradient_reaches_every_parameter():
+    net = build()
+    sum(out.square().mean() for out in net(torch.randn(2, 3, 64, 64))).backward()
+    assert not [name for name, p in net.named_parameters() if p.grad is None]
