@@ -1,0 +1,41 @@
+# FCN + BiSeNetV2 on the synthetic scenes of tools/make_toy_cityscapes.py: the demo. For a CPU.
+#
+#   python tools/make_toy_cityscapes.py data/toy_cityscapes
+#   mim train mmseg configs/bisenetv2_fcn_toy-cityscapes.py
+#
+# Expected: what `make demo` prints; it says nothing of real streets.
+# 64 images, batch 4: 16 iterations an epoch x 20 epochs = 320 iterations. Not meant for several
+# GPUs; lr 0.05 is high for batch 4, which is what so short a run wants.
+_base_ = './bisenetv2_fcn_cityscapes.py'
+data_root = 'data/toy_cityscapes'
+crop_size = (128, 256)
+scale = (512, 256)
+max_iters = 320
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=scale, ratio_range=(0.5, 1.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(
+    batch_size=4, num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+val_dataloader = dict(
+    num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+model = dict(data_preprocessor=dict(size=crop_size))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, begin=0, end=21, by_epoch=False),
+    dict(type='PolyLR', power=0.9, eta_min=1e-4, begin=0, end=max_iters + 1, by_epoch=False),
+]
+train_cfg = dict(max_iters=max_iters, val_interval=80)
+default_hooks = dict(
+    logger=dict(interval=10), checkpoint=dict(interval=max_iters, save_best=None))

@@ -1,0 +1,169 @@
+"""Every config builds, trains a step and predicts; the recipe is the reference's."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden import DATA
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from mmengine.structures import PixelData
+
+import mmseg_bisenetv2  # noqa: F401
+
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+NAMES = sorted(path.name for path in CONFIGS.glob('*.py'))
+
+
+def load(name):
+    config = Config.fromfile(CONFIGS / name)
+    init_default_scope(config.default_scope)
+    return config
+
+
+def batch(config, size=(64, 96), num=2):
+    """What the data loader yields: uint8 BGR images and label maps with an ignored border."""
+    rng = np.random.default_rng(0)
+    images, samples = [], []
+    for _ in range(num):
+        images.append(torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)))
+        label = torch.from_numpy(rng.integers(0, config.model.decode_head.num_classes, (1, *size)))
+        label[:, :8] = 255
+        sample = SegDataSample(gt_sem_seg=PixelData(data=label))
+        sample.set_metainfo(dict(ori_shape=size, img_shape=size, pad_shape=size))
+        samples.append(sample)
+    return dict(inputs=images, data_samples=samples)
+
+
+def test_all_are_here():
+    assert len(NAMES) >= 10
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_builds_trains_and_predicts(name):
+    config = load(name)
+    config.model.data_preprocessor.size = (64, 96)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    model = revert_sync_batchnorm(model)  # what the runner does on one device
+    # AMP refuses to start without a GPU: its settings have a test of their own
+    config.optim_wrapper.type = 'OptimWrapper'
+    for key in ('dtype', 'loss_scale'):
+        config.optim_wrapper.pop(key, None)
+    optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    losses = model.train_step(batch(config), optim_wrapper)
+    parts = [key for key in losses if key.endswith('loss_ce')]
+    assert len(parts) == 5
+    num_classes = config.model.decode_head.num_classes
+    for part in parts:  # an untrained network knows nothing, and the losses have weight 1
+        assert losses[part].item() == pytest.approx(np.log(num_classes), rel=0.5)
+    model.eval()
+    with torch.no_grad():
+        result = model.val_step(batch(config, num=1))[0]
+        logits = model(torch.randn(1, 3, 64, 96), mode='tensor')
+    assert result.pred_sem_seg.data.shape == (1, 64, 96)
+    assert result.pred_sem_seg.data.max() < num_classes
+    assert logits.shape == (1, num_classes, 8, 12)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_header_says_how_to_launch_and_what_to_expect(name):
+    header = (CONFIGS / name).read_text().split('_base_')[0]
+    assert f'mim train mmseg configs/{name}' in header
+    assert 'Expected:' in header
+    assert 'iterations' in header
+
+
+def test_reference_recipe():
+    config = load('bisenetv2_fcn_cityscapes.py')
+    assert config.train_cfg.max_iters == 159960 == -(-2975 // 16) * 860
+    optimizer = config.optim_wrapper.optimizer
+    assert optimizer == dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)
+    assert config.train_dataloader.batch_size == 16
+    resize, crop = (next(t for t in config.train_dataloader.dataset.pipeline if t['type'] == kind)
+                    for kind in ('RandomResize', 'RandomCrop'))
+    assert (resize.scale, resize.ratio_range) == ((2048, 1024), (0.5, 2.0))
+    assert (crop.crop_size, crop.cat_max_ratio) == ((1024, 1024), 0.75)
+    heads = [config.model.decode_head, *config.model.auxiliary_head]
+    assert all(head.norm_cfg.type == 'SyncBN' for head in (config.model.backbone, *heads))
+    for head in heads:
+        assert head.loss_decode == dict(
+            type='CrossEntropyLoss', loss_weight=1.0, avg_non_ignore=True)
+    model = MODELS.build(config.model)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    inference = millions - sum(p.numel() for p in model.auxiliary_head.parameters()) / 1e6
+    assert round(millions, 2) == 14.80
+    assert round(inference, 2) == 3.36
+
+
+def test_learning_rate():
+    config = load('bisenetv2_fcn_cityscapes.py')
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.optim_wrapper.optimizer.lr)
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(s, optimizer=optimizer)) for s in config.param_scheduler]
+    expected = dict(json.loads((DATA / 'ssseg_lr.json').read_text()))
+    for i in range(config.train_cfg.max_iters):
+        if i in expected:
+            lr = optimizer.param_groups[0]['lr']
+            assert lr == pytest.approx(expected[i], rel=1e-4, abs=1e-7), i
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+
+
+@pytest.mark.parametrize('name, dtype, loss_scale', [
+    ('bisenetv2_fcn_fp16_cityscapes.py', 'float16', 'dynamic'),
+    ('bisenetv2_fcn_bf16_cityscapes.py', 'bfloat16', 1.0),
+])
+def test_amp_settings(name, dtype, loss_scale):
+    wrapper = load(name).optim_wrapper
+    assert (wrapper.type, wrapper.dtype, wrapper.loss_scale) == (
+        'AmpOptimWrapper', dtype, loss_scale)
+    assert wrapper.optimizer == load('bisenetv2_fcn_cityscapes.py').optim_wrapper.optimizer
+    if not torch.cuda.is_available():
+        return
+    model = MODELS.build(load(name).model).cuda()
+    optim_wrapper = build_optim_wrapper(model, wrapper)
+    scaler = optim_wrapper.loss_scaler
+    assert scaler.get_scale() == (65536.0 if loss_scale == 'dynamic' else loss_scale)
+
+
+def test_ohem_takes_effect():
+    config = load('bisenetv2_fcn_ohem_cityscapes.py')
+    for head in (config.model.decode_head, *config.model.auxiliary_head):
+        assert head.sampler == dict(type='OHEMPixelSampler', thresh=0.7, min_kept=100000)
+        head.sampler.update(thresh=1e-9, min_kept=50)  # only the 50 hardest pixels an image
+        head.dropout_ratio = 0
+    torch.manual_seed(0)
+    model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
+    data = model.data_preprocessor(batch(config), training=True)
+    kept = [float(v) for k, v in model.loss(**data).items() if k.endswith('loss_ce')]
+    for head in (model.decode_head, *model.auxiliary_head):
+        head.sampler = None
+    every = [float(v) for k, v in model.loss(**data).items() if k.endswith('loss_ce')]
+    assert all(a < 0.05 * b for a, b in zip(kept, every, strict=True))
+
+
+def test_half_size_inference_is_scored_at_full_size():
+    config = load('bisenetv2_fcn_cityscapes_512x1024.py')
+    for loader in (config.val_dataloader, config.test_dataloader):
+        kinds = [t['type'] for t in loader.dataset.pipeline]
+        assert loader.dataset.pipeline[kinds.index('Resize')].scale == (1024, 512)
+        assert kinds.index('LoadAnnotations') > kinds.index('Resize')
+    train = load('bisenetv2_fcn_cityscapes.py').train_dataloader
+    assert config.train_dataloader == train
+
+
+def test_large_width_reaches_the_heads():
+    config = load('bisenetv2-large_fcn_cityscapes.py')
+    heads = [config.model.decode_head, *config.model.auxiliary_head]
+    assert [head.in_channels for head in heads] == [256, 32, 64, 128, 256]
+    assert [head.channels for head in heads] == [2048, 32, 128, 512, 2048]
+
