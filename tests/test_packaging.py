@@ -1,0 +1,97 @@
+"""The built wheel, alone in an environment: configs, tools and model index, through mim."""
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mmseg_bisenetv2.datasets.toy_cityscapes import make_toy_cityscapes
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = 'fcn_bisenetv2_cityscapes_train.pth'
+
+
+def run(*command, **kwargs):
+    result = subprocess.run(
+        [str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        **kwargs)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of the sources."""
+    source = tmp_path_factory.mktemp('source') / 'repository'
+    shutil.copytree(
+        ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(
+            '.git', '.venv', 'data', 'work_dirs', 'build', '*.egg-info', '__pycache__'))
+    out = tmp_path_factory.mktemp('wheel')
+    run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation',
+        '-w', out, source)
+    return next(out.glob('*.whl'))
+
+
+@pytest.fixture(scope='module')
+def python(wheel, tmp_path_factory):
+    """The interpreter of an environment that has the wheel, and this one's other packages."""
+    home = tmp_path_factory.mktemp('environment')
+    venv.create(home, with_pip=False, symlinks=True)
+    python = home / 'bin' / 'python'
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', wheel)
+    site = next((home / 'lib').glob('python*/site-packages'))
+    (site / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    return python
+
+
+def clean(env=None):
+    return {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | (env or {})
+
+
+def test_mim_extension_holds_real_files(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {i.filename: i for i in archive.infolist()}
+    for path in (*ROOT.glob('configs/**/*.py'), *ROOT.glob('tools/*.py'),
+                 ROOT / 'configs/metafile.yml', ROOT / 'model-index.yml'):
+        info = names[f'mmseg_bisenetv2/.mim/{path.relative_to(ROOT)}']
+        assert info.file_size == path.stat().st_size
+        assert info.external_attr >> 28 != 0o12, f'{path} is a link'
+
+
+def test_mim_search_lists_published_results(python, tmp_path):
+    out = run(python, '-m', 'mim', 'search', 'mmseg_bisenetv2', '--display-width', 200,
+              cwd=tmp_path, env=clean())
+    for text in ('bisenetv2_fcn_cityscapes', '74.62', 'bisenetv2_fcn_fp16_cityscapes', '74.17',
+                 WEIGHTS):
+        assert text in out
+
+
+def test_mim_download_resolves_the_config(python, tmp_path):
+    (tmp_path / WEIGHTS).write_bytes(b'already here: nothing is downloaded')
+    run(python, '-m', 'mim', 'download', 'mmseg_bisenetv2', '--config',
+        'bisenetv2_fcn_cityscapes', '--dest', tmp_path, cwd=tmp_path, env=clean())
+    text = (tmp_path / 'bisenetv2_fcn_cityscapes.py').read_text()
+    assert "type='mmseg_bisenetv2.BiSeNetV2'" in text
+    assert '_base_' not in text
+
+
+def test_mim_train_runs_a_config_of_the_wheel(python, tmp_path):
+    make_toy_cityscapes(tmp_path / 'data/toy_cityscapes', num_train=4, num_val=2, size=(64, 128))
+    package = run(
+        python, '-W', 'ignore', '-c', 'import mmseg_bisenetv2; print(mmseg_bisenetv2.__path__[0])',
+        cwd=tmp_path, env=clean()).splitlines()[-1]
+    assert str(python.parents[1]) in package
+    config = Path(package) / '.mim/configs/bisenetv2_fcn_toy-cityscapes.py'
+    out = run(
+        python, '-m', 'mim', 'train', 'mmseg', config, '--work-dir', tmp_path / 'work',
+        '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+        'default_hooks.checkpoint.interval=2', 'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False', cwd=tmp_path, env=clean())
+    assert (tmp_path / 'work/iter_2.pth').exists()
+    assert 'mIoU' in out
