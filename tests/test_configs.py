@@ -11,6 +11,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.structures import PixelData
+from torch.utils.flop_counter import FlopCounterMode
 
 import mmseg_bisenetv2  # noqa: F401
 
@@ -167,3 +168,15 @@ def test_large_width_reaches_the_heads():
     assert [head.in_channels for head in heads] == [256, 32, 64, 128, 256]
     assert [head.channels for head in heads] == [2048, 32, 128, 512, 2048]
 
+
+
+@pytest.mark.parametrize('name, size, gmac', [
+    ('bisenetv2_fcn_cityscapes.py', (512, 1024), 24.6),
+    ('bisenetv2_fcn_cityscapes.py', (1024, 2048), 98.4),
+    ('bisenetv2-large_fcn_cityscapes.py', (512, 1024), 105.7),
+])
+def test_multiply_accumulates(name, size, gmac):
+    model = MODELS.build(load(name).model).to('meta').eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, *size, device='meta'), mode='tensor')
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmac, abs=0.05)

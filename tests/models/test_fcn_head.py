@@ -1,0 +1,54 @@
+"""The head: drop-in for MMSegmentation's, but for the initialisation and the mean of the loss."""
+import pytest
+import torch
+from golden import golden_batch
+from mmengine.structures import PixelData
+
+import mmseg_bisenetv2  # noqa: F401
+
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+HEAD = dict(in_channels=16, channels=32, num_convs=2, concat_input=False, num_classes=19,
+            in_index=0, norm_cfg=dict(type='BN'))
+
+
+def build(scope='mmseg_bisenetv2.', **kwargs):
+    return MODELS.build({**HEAD, 'type': f'{scope}FCNHead', **kwargs})
+
+
+def test_same_parameters_and_outputs():
+    theirs, ours = build(scope='').eval(), build().eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = [torch.randn(2, 16, 9, 7)]
+    assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize('concat_input', [False, True])
+def test_without_init_cfg_pytorchs_default_is_kept(concat_input):
+    head = build(init_cfg=None, concat_input=concat_input)
+    head.init_weights()
+    for conv in (m for m in head.modules() if isinstance(m, torch.nn.Conv2d)):
+        largest = conv.weight.abs().max() * conv.weight[0].numel()**0.5
+        assert 0.5 < largest <= 1.0  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
+
+
+def test_with_init_cfg_it_is_mmsegmentations():
+    head = build()
+    head.init_weights()
+    assert head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.2)
+
+
+def test_loss_is_the_mean_over_valid_pixels():
+    _, labels = golden_batch()
+    share = (labels != 255).float().mean().item()
+    assert 0.7 < share < 0.9
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None])) for label in labels]
+    x = [torch.randn(2, 16, 16, 32)]
+    losses = []
+    for valid_only in (True, False):
+        torch.manual_seed(0)
+        head = build(dropout_ratio=0, loss_decode=dict(
+            type='CrossEntropyLoss', avg_non_ignore=valid_only))
+        losses.append(head.loss(x, samples, None)['loss_ce'].item())
+    assert losses[1] / losses[0] == pytest.approx(share, rel=1e-5)
