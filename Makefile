@@ -7,6 +7,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := configs/bisenetv2_fcn_toy-cityscapes.py
 WORK := work_dirs/demo
+# MMEngine and mim greet with a dozen deprecation warnings of their dependencies
+export PYTHONWARNINGS := ignore
 
 .PHONY: demo test lint clean
 

@@ -32,10 +32,11 @@ def draw_samples(model, dataset, out_dir, indices):
         image = cv2.imread(str(image_path))
         truth = dataset[index]['data_samples'].gt_sem_seg.data[0].numpy()
         prediction = inference_model(model, image).pred_sem_seg.data[0].cpu().numpy()
-        panels = dict(
-            input=image,
-            truth=palette[truth][..., ::-1],  # RGB -> BGR
-            prediction=palette[prediction][..., ::-1])
+        panels = {
+            'input': image,
+            'ground truth': palette[truth][..., ::-1],  # RGB -> BGR
+            'prediction': palette[prediction][..., ::-1],
+        }
         paths.append(out_dir / f'{image_path.stem}.png')
         cv2.imwrite(str(paths[-1]), np.hstack([_titled(*item) for item in panels.items()]))
     return paths
