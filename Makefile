@@ -21,8 +21,10 @@ demo: .venv/installed
 	$(BIN)/python tools/make_toy_cityscapes.py data/toy_cityscapes
 	rm -rf $(WORK)
 	$(BIN)/mim train mmseg $(DEMO) --work-dir $(WORK)
-	$(BIN)/mim test mmseg $(DEMO) --checkpoint $(WORK)/iter_320.pth --work-dir $(WORK)/test
-	$(BIN)/python tools/draw_results.py $(DEMO) $(WORK)/iter_320.pth $(WORK) --test-dir $(WORK)/test
+	$(BIN)/mim test mmseg $(DEMO) --checkpoint "$$(cat $(WORK)/last_checkpoint)" \
+		--work-dir $(WORK)/test
+	$(BIN)/python tools/draw_results.py $(DEMO) "$$(cat $(WORK)/last_checkpoint)" $(WORK) \
+		--test-dir $(WORK)/test
 
 test: .venv/installed
 	$(BIN)/pytest

@@ -4,7 +4,7 @@
 #
 # Expected: no result is published for this recipe. For scale, on the test split: the paper has
 # 72.4 % mIoU at 960x720; at 480x360, trained on train+val, DABNet has 66.72 (its README).
-# 46 iterations an epoch (ceil(367 / 8)) x 870 epochs = 40,000 iterations.
+# 40,000 iterations at 46 an epoch (ceil(367 / 8)): 870 epochs.
 # Total batch 8 on one GPU, lr 0.025 = 0.05 x 8 / 16. On 4 GPUs train_dataloader.batch_size=2; on 8
 # GPUs 2 as well, a total of 16, with auto_scale_lr.enable=True.
 # `mim test` scores val; the test split is one option away:

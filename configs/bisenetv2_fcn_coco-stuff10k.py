@@ -3,7 +3,7 @@
 #   mim train mmseg configs/bisenetv2_fcn_coco-stuff10k.py
 #
 # Expected: no result is published for this recipe.
-# 563 iterations an epoch (ceil(9000 / 16)) x 71 epochs = 40,000 iterations.
+# 40,000 iterations at 563 an epoch (ceil(9000 / 16)): 71 epochs.
 # Total batch 16: 16 x 1, 4 x 4 or 2 x 8 GPUs (train_dataloader.batch_size); lr 0.05 belongs to 16
 # and follows another total in proportion with auto_scale_lr.enable=True.
 _base_ = [

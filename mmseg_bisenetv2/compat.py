@@ -10,8 +10,10 @@ Two things keep MMSegmentation 1.2.2 from working on a current PyTorch:
   checkpoints that MMEngine's runner writes also hold its log buffers.
 
 Nothing is replaced where the full ``mmcv`` is installed, and nothing here loosens
-``weights_only``: classes are allowed by name, one by one.
+``weights_only``: classes are allowed by name, one by one. It is tightened in one place: MMEngine
+unpickles downloads (``open-mmlab://`` and the like) freely, and does so no more.
 """
+import functools
 import importlib.machinery
 import importlib.util
 import pickle
@@ -21,12 +23,13 @@ import types
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.runner import checkpoint
 
 _EXTENSION = 'mmcv._ext'
 
 
 class MissingOpError(RuntimeError):
-    """A compiled MMCV operator was called, but only ``mmcv-lite`` is installed."""
+    """A compiled MMCV operator was called, but MMCV was installed without them."""
 
 
 class _MissingExtension(types.ModuleType):
@@ -46,18 +49,29 @@ class _MissingExtension(types.ModuleType):
 
         def missing(*args, **kwargs):
             raise MissingOpError(
-                f'The compiled MMCV operator "{op}" was called, but the installed mmcv-lite has '
-                'none. BiSeNetV2 and FCNHead need none; another part of this model does. Install '
-                'the full MMCV: pip uninstall -y mmcv-lite && '
-                'pip install -c constraints.txt "mmseg_bisenetv2[full]"')
+                f'The compiled MMCV operator "{op}" was called, but the installed MMCV has none. '
+                'BiSeNetV2 and FCNHead need none; another part of this model does. Compile them: '
+                'pip uninstall -y mmcv mmcv-lite && pip install --no-build-isolation '
+                '-c constraints.txt "mmseg_bisenetv2[full]"')
 
         missing.__name__ = op
         return missing
 
 
 def provide_mmcv_extension():
-    """Puts the stand-in in place if, and only if, MMCV has no compiled extension."""
-    if _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None:
+    """Puts the stand-in in place if, and only if, MMCV has no compiled extension.
+
+    Raises:
+        ImportError: If there is no MMCV at all.
+    """
+    try:
+        missing = _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            'mmseg_bisenetv2 needs MMCV, with compiled operators or without. Without, which is '
+            'enough for BiSeNetV2: pip install -c constraints.txt "mmseg_bisenetv2[lite]"'
+        ) from error
+    if missing:
         sys.modules[_EXTENSION] = _MissingExtension()
 
 
@@ -66,6 +80,17 @@ def _statistics_method(owner, name):
     if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
         return getattr(HistoryBuffer, name)
     raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is refused in a checkpoint')
+
+
+def _number_type(code, align=False, copy=True):
+    """What ``numpy.dtype`` is in a checkpoint: a type of numbers, as NumPy has it.
+
+    A pickle asks for a copy and sets its flags, which can make numbers pass for pointers; NumPy's
+    own types ignore them.
+    """
+    if code in ('f8', 'f4', 'i8', 'i4', 'u1', 'b1'):
+        return np.dtype(code)
+    raise pickle.UnpicklingError(f'numpy.dtype({code!r}) is refused in a checkpoint')
 
 
 def allow_mmengine_checkpoints():
@@ -82,7 +107,7 @@ def allow_mmengine_checkpoints():
     dtypes = {type(np.dtype(code)) for code in ('f8', 'f4', 'i8', 'i4', 'u1', '?')}
     torch.serialization.add_safe_globals([
         HistoryBuffer, (_statistics_method, 'builtins.getattr'),
-        np.ndarray, np.dtype, *dtypes,
+        np.ndarray, (_number_type, 'numpy.dtype'), *dtypes,
         reconstruct, (reconstruct, 'numpy.core.multiarray._reconstruct'),
         scalar, (scalar, 'numpy.core.multiarray.scalar'),
     ])
@@ -90,3 +115,4 @@ def allow_mmengine_checkpoints():
 
 provide_mmcv_extension()
 allow_mmengine_checkpoints()
+checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)

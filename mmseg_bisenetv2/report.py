@@ -49,7 +49,7 @@ def _titled(title, picture):
 
 
 def draw_curve(work_dir, path):
-    """Plots training loss and validation mIoU over the iterations of the newest run.
+    """Plots training loss and validation mIoU over the iterations; resumed runs are joined.
 
     Args:
         work_dir (str | Path): That of the training.
@@ -65,9 +65,10 @@ def draw_curve(work_dir, path):
     logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not logs:
         raise FileNotFoundError(f'No */vis_data/scalars.json in {work_dir}: was it trained?')
-    rows = [json.loads(line) for line in logs[-1].read_text().splitlines()]
-    losses = [(row['iter'], row['loss']) for row in rows if 'loss' in row]
-    scores = [(row['step'], row['mIoU']) for row in rows if 'mIoU' in row]
+    rows = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    # by iteration, so that what a resumed run repeated counts once
+    losses = sorted({row['iter']: row['loss'] for row in rows if 'loss' in row}.items())
+    scores = sorted({row['step']: row['mIoU'] for row in rows if 'mIoU' in row}.items())
     figure, left = plt.subplots(figsize=(7, 4), layout='constrained')
     left.plot(*zip(*losses, strict=True), color='tab:blue')
     left.set(xlabel='iteration', ylim=(0, None))

@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmseg_bisenetv2  # noqa: F401
 
-from mmseg.registry import MODELS
+from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -43,7 +44,10 @@ def batch(config, size=(64, 96), num=2):
 
 
 def test_all_are_here():
-    assert len(NAMES) >= 10
+    assert {f'bisenetv2{name}.py' for name in (
+        '_fcn_cityscapes', '_fcn_fp16_cityscapes', '_fcn_bf16_cityscapes', '_fcn_ohem_cityscapes',
+        '_fcn_cityscapes_512x1024', '-large_fcn_cityscapes', '_fcn_coco-stuff10k', '_fcn_camvid',
+        '_fcn_custom', '_fcn_toy-cityscapes')} <= set(NAMES)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -79,7 +83,11 @@ def test_header_says_how_to_launch_and_what_to_expect(name):
     header = (CONFIGS / name).read_text().split('_base_')[0]
     assert f'mim train mmseg configs/{name}' in header
     assert 'Expected:' in header
-    assert 'iterations' in header
+    config = load(name)
+    iterations = config.train_cfg.max_iters
+    assert f'{iterations:,} iterations' in header
+    assert [s.end for s in config.param_scheduler[1:]] == [iterations + 1]
+    assert config.auto_scale_lr.base_batch_size == config.train_dataloader.batch_size
 
 
 def test_reference_recipe():
@@ -95,8 +103,7 @@ def test_reference_recipe():
     heads = [config.model.decode_head, *config.model.auxiliary_head]
     assert all(head.norm_cfg.type == 'SyncBN' for head in (config.model.backbone, *heads))
     for head in heads:
-        assert head.loss_decode == dict(
-            type='CrossEntropyLoss', loss_weight=1.0, avg_non_ignore=True)
+        assert head.loss_decode == dict(type='mmseg_bisenetv2.UpsampleCrossEntropy')
     model = MODELS.build(config.model)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     inference = millions - sum(p.numel() for p in model.auxiliary_head.parameters()) / 1e6
@@ -152,14 +159,54 @@ def test_ohem_takes_effect():
     assert all(a < 0.05 * b for a, b in zip(kept, every, strict=True))
 
 
-def test_half_size_inference_is_scored_at_full_size():
+def write_data(root, dataset):
+    """Two images of 40x80 and their label maps, in the folders that a data set's config names."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)
+    label = np.arange(3200, dtype=np.uint8).reshape(40, 80) % 2
+    suffixes = dict(
+        CityscapesDataset=('_leftImg8bit.png', '_gtFine_labelTrainIds.png'),
+        COCOStuffDataset=('.jpg', '_labelTrainIds.png')).get(
+            dataset.type.split('.')[-1], ('.jpg', '.png'))
+    for folder, suffix, content in zip(
+            (dataset.data_prefix.img_path, dataset.data_prefix.seg_map_path), suffixes,
+            (image, label), strict=True):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for name in ('a', 'b'):
+            cv2.imwrite(str(root / folder / f'{name}{suffix}'), content)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_data_is_loaded_at_the_right_size(name, tmp_path):
+    config = load(name)
+    crop = config.model.data_preprocessor.size
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        write_data(tmp_path, loader.dataset)
+        loader.dataset.data_root = str(tmp_path)
+        dataset = DATASETS.build(loader.dataset)
+        assert len(dataset) == 2
+        assert len(dataset.metainfo['classes']) == config.model.decode_head.num_classes
+        sample = dataset[0]
+        label = sample['data_samples'].gt_sem_seg.data
+        if loader is config.train_dataloader:
+            assert sample['inputs'].shape[1:] == label.shape[1:]
+            assert all(a <= b for a, b in zip(label.shape[1:], crop, strict=True))
+        else:
+            assert label.shape == (1, 40, 80)
+
+
+def test_half_size_inference_is_scored_at_full_size(tmp_path):
     config = load('bisenetv2_fcn_cityscapes_512x1024.py')
+    assert config.train_dataloader == load('bisenetv2_fcn_cityscapes.py').train_dataloader
     for loader in (config.val_dataloader, config.test_dataloader):
-        kinds = [t['type'] for t in loader.dataset.pipeline]
-        assert loader.dataset.pipeline[kinds.index('Resize')].scale == (1024, 512)
-        assert kinds.index('LoadAnnotations') > kinds.index('Resize')
-    train = load('bisenetv2_fcn_cityscapes.py').train_dataloader
-    assert config.train_dataloader == train
+        write_data(tmp_path, loader.dataset)
+        loader.dataset.data_root = str(tmp_path)
+        sample = DATASETS.build(loader.dataset)[0]
+        assert sample['inputs'].shape == (3, 512, 1024)
+        model = MODELS.build(config.model).eval()
+        with torch.no_grad():
+            result = model.test_step(dict(
+                inputs=[sample['inputs']], data_samples=[sample['data_samples']]))[0]
+        assert result.pred_sem_seg.data.shape == result.gt_sem_seg.data.shape == (1, 40, 80)
 
 
 def test_large_width_reaches_the_heads():

@@ -49,8 +49,8 @@ def python(wheel, tmp_path_factory):
     return python
 
 
-def clean(env=None):
-    return {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | (env or {})
+def clean():
+    return {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
 
 
 def test_mim_extension_holds_real_files(wheel):

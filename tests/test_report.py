@@ -4,6 +4,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from mmengine.config import Config
 
 import mmseg_bisenetv2  # noqa: F401
@@ -32,15 +33,26 @@ def test_samples_show_input_truth_and_prediction(request, tmp_path):
     assert {tuple(c) for c in prediction[..., ::-1].reshape(-1, 3).tolist()} <= palette
 
 
-def test_curve_and_scores_come_from_the_newest_run(tmp_path):
-    for run, loss in (('20260101_000000', 9.0), ('20260102_000000', 1.0)):
+def test_curve_joins_resumed_runs(tmp_path, monkeypatch):
+    for run, loss, first in (('20260101_000000', 9.0, 1), ('20260102_000000', 1.0, 3)):
         (tmp_path / run / 'vis_data').mkdir(parents=True)
-        rows = [dict(iter=i, loss=loss, step=i) for i in (1, 2)] + [dict(mIoU=50.0, step=2)]
+        rows = [dict(iter=i, loss=loss, step=i) for i in range(first, first + 3)]
+        rows.append(dict(mIoU=50.0, step=first))
         (tmp_path / run / 'vis_data/scalars.json').write_text('\n'.join(map(json.dumps, rows)))
-        (tmp_path / run / f'{run}.json').write_text(json.dumps(dict(mIoU=100 * loss)))
+    lines = []
+    monkeypatch.setattr(Axes, 'plot', lambda self, *args, **kwargs: lines.append(args))
+    draw_curve(tmp_path, tmp_path / 'curve.png')
+    assert lines == [((1, 2, 3, 4, 5), (9.0, 9.0, 1.0, 1.0, 1.0)), ((1, 3), (50.0, 50.0))]
+    monkeypatch.undo()
     draw_curve(tmp_path, tmp_path / 'curve.png')
     assert cv2.imread(str(tmp_path / 'curve.png')).std() > 10
-    assert read_scores(tmp_path) == dict(mIoU=100.0)
+
+
+def test_scores_are_those_of_the_newest_test(tmp_path):
+    for run, score in (('20260101_000000', 1.0), ('20260102_000000', 2.0)):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / f'{run}.json').write_text(json.dumps(dict(mIoU=score)))
+    assert read_scores(tmp_path) == dict(mIoU=2.0)
 
 
 def test_nothing_there_is_said(tmp_path):

@@ -1,5 +1,7 @@
 """Training and testing as users start them: through mim, in processes of their own."""
 import json
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -23,12 +25,16 @@ def toy(tmp_path_factory):
     return root
 
 
-def mim(*arguments, ok=True, **kwargs):
+def run(*arguments, ok=True, **kwargs):
     result = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-m', 'mim', *map(str, arguments)],
+        [sys.executable, '-W', 'ignore', *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
     assert (result.returncode == 0) == ok, result.stdout
     return result.stdout
+
+
+def mim(*arguments, **kwargs):
+    return run('-m', 'mim', *arguments, **kwargs)
 
 
 def options(toy, *more):
@@ -36,11 +42,11 @@ def options(toy, *more):
     return ['--cfg-options', *IN_PROCESS, *roots, 'default_hooks.logger.interval=1', *more]
 
 
-def losses(work_dir):
-    """The loss of each iteration of the newest run."""
-    log = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    return {row['iter']: row['loss'] for row in rows if 'loss' in row}
+def log(work_dir):
+    """What the newest run logged of each training iteration."""
+    path = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row['iter']: row for row in rows if 'loss' in row}
 
 
 def test_train_resume_and_test(toy, tmp_path):
@@ -50,33 +56,47 @@ def test_train_resume_and_test(toy, tmp_path):
     work = tmp_path / 'work'
     out = mim('train', 'mmseg', TOY, '--work-dir', work, *options(toy, *schedule))
     assert 'mIoU' in out
-    straight = torch.load(work / 'iter_4.pth', weights_only=True)
-    first = losses(work)
-    assert sorted(first) == [1, 2, 3, 4]
+    straight, first = log(work), torch.load(work / 'iter_4.pth', weights_only=True)
+    assert sorted(straight) == [1, 2, 3, 4]
 
     (work / 'iter_4.pth').unlink()
     (work / 'last_checkpoint').write_text(str(work / 'iter_2.pth'))
     out = mim('train', 'mmseg', TOY, '--work-dir', work, '--resume', *options(toy, *schedule))
     assert 'resumed' in out
-    assert sorted(losses(work)) == [3, 4]
-    resumed = torch.load(work / 'iter_4.pth', weights_only=True)
-    assert resumed['state_dict'].keys() == straight['state_dict'].keys()
-    assert resumed['meta']['iter'] == 4
-    assert resumed['param_schedulers'][1]['last_step'] == straight['param_schedulers'][1][
-        'last_step']
+    resumed, last = log(work), torch.load(work / 'iter_4.pth', weights_only=True)
+    assert {i: row['lr'] for i, row in resumed.items()} == {
+        i: row['lr'] for i, row in straight.items() if i > 2}
+    assert last['meta']['iter'] == 4
+    momentum = last['optimizer']['state']
+    assert momentum.keys() == first['optimizer']['state'].keys() and len(momentum) > 150
+    assert all(value['momentum_buffer'].abs().sum() > 0 for value in momentum.values())
 
-    out = mim('test', 'mmseg', TOY, '--checkpoint', work / 'iter_4.pth', '--work-dir',
-              tmp_path / 'test', *options(toy))
+    test = tmp_path / 'test'
+    out = mim('test', 'mmseg', TOY, '--checkpoint', work / 'iter_4.pth', '--work-dir', test,
+              *options(toy))
     assert 'mIoU' in out and 'bicycle' in out
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/toy_cityscapes').symlink_to(toy)
+    out = run(CONFIGS.parent / 'tools/draw_results.py', TOY, work / 'iter_4.pth', work,
+              '--test-dir', test, '--num', 2, cwd=tmp_path)
+    assert 'mIoU:' in out
+    assert len(list((work / 'pictures').glob('*.png'))) == 2
+    assert (work / 'training_curve.png').exists()
 
 
 GLOO = '''
-"""Several processes without a GPU: a group that exists before MMEngine looks for one."""
-import os
-
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
+# Without a GPU: a group that exists before MMEngine, which would ask for CUDA, looks for one
 torch.distributed.init_process_group('gloo')
+
+
+@HOOKS.register_module()
+class SaveEveryRank(Hook):
+    def after_train(self, runner):
+        torch.save(runner.model.module.state_dict(), f'{runner.work_dir}/rank{runner.rank}.pth')
 '''
 
 
@@ -85,7 +105,7 @@ def test_two_processes_agree(toy, tmp_path):
     (tmp_path / 'config.py').write_text(textwrap.dedent(f'''
         _base_ = {str(TOY)!r}
         custom_imports = dict(imports=['gloo_group', 'mmseg_bisenetv2'])
-        norm_cfg = dict(type='BN', requires_grad=True)  # SyncBN has no CPU implementation
+        norm_cfg = dict(type='BN', requires_grad=True)  # DDP refuses SyncBN on the CPU
         model = dict(
             backbone=dict(norm_cfg=norm_cfg), decode_head=dict(norm_cfg=norm_cfg),
             auxiliary_head=[dict(h, norm_cfg=norm_cfg) for h in _base_.model.auxiliary_head])
@@ -93,56 +113,50 @@ def test_two_processes_agree(toy, tmp_path):
         train_dataloader = dict(batch_size=2)
         default_hooks = dict(save=dict(type='SaveEveryRank'))
     '''))
-    (tmp_path / 'gloo_group.py').write_text(GLOO + textwrap.dedent(f'''
-        from mmengine.hooks import Hook
-        from mmengine.registry import HOOKS
-
-
-        @HOOKS.register_module()
-        class SaveEveryRank(Hook):
-            def after_train(self, runner):
-                torch.save(runner.model.module.state_dict(),
-                           {str(tmp_path)!r} + f'/rank{{runner.rank}}.pth')
-    '''))
-    import os
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join(
-        [str(tmp_path), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1')
+    work = tmp_path / 'work'
+    path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
     mim('train', 'mmseg', tmp_path / 'config.py', '--launcher', 'pytorch', '--gpus', 2,
-        '--work-dir', tmp_path / 'work', *options(
-            toy, 'train_cfg.max_iters=3', 'train_cfg.val_interval=3'), env=env)
-    first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in (0, 1))
+        '--work-dir', work,
+        *options(toy, 'train_cfg.max_iters=3', 'train_cfg.val_interval=3'),
+        env=dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS='1'))
+    first, second = (torch.load(work / f'rank{rank}.pth') for rank in (0, 1))
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
     for name, value in first.items():
         if not name.endswith(statistics):  # plain BN: each rank has its own
             assert torch.equal(value, second[name]), name
-    start = Path(tmp_path / 'work').glob('*.pth')
-    assert any(start)
+    name = 'backbone.bga.conv.bn.running_mean'
+    assert not torch.equal(first[name], second[name])  # they did see different images
 
 
-def test_backbone_in_another_config(tmp_path):
-    from mmengine.config import Config
-    from mmengine.model import revert_sync_batchnorm
-    from mmengine.structures import PixelData
+def test_readme_example_of_another_config(tmp_path):
+    readme = (CONFIGS.parent / 'README.md').read_text()
+    example = next(block for block in re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
+                   if 'pspnet' in block)
+    (tmp_path / 'pspnet.py').write_text(example)
+    run('-c', textwrap.dedent('''
+        import torch
+        from mmengine.config import Config
+        from mmengine.model import revert_sync_batchnorm
+        from mmengine.optim import build_optim_wrapper
+        from mmengine.registry import MODELS, init_default_scope
+        from mmengine.structures import PixelData
 
-    from mmseg.registry import MODELS
-    from mmseg.structures import SegDataSample
-    (tmp_path / 'pspnet.py').write_text(textwrap.dedent('''
-        _base_ = 'mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py'
-        custom_imports = dict(imports=['mmseg_bisenetv2'], allow_failed_imports=False)
-        model = dict(
-            pretrained=None,
-            backbone=dict(_delete_=True, type='mmseg_bisenetv2.BiSeNetV2'),
-            decode_head=dict(in_channels=128, in_index=0, channels=64),
-            auxiliary_head=dict(in_channels=128, in_index=4, channels=32))
-    '''))
-    config = Config.fromfile(tmp_path / 'pspnet.py')
-    assert config.model.type == 'EncoderDecoder'  # MMSegmentation's, its PSPHead and FCNHead too
-    model = revert_sync_batchnorm(MODELS.build(config.model))
-    label = torch.randint(0, 150, (1, 64, 64))
-    sample = SegDataSample(gt_sem_seg=PixelData(data=label))
-    losses = model.loss(torch.randn(2, 3, 64, 64), [sample, sample])
-    sum(v for k, v in losses.items() if 'loss' in k).backward()
-    assert model.backbone.detail.detail_branch[0][0].conv.weight.grad.abs().sum() > 0
+        config = Config.fromfile('pspnet.py')  # imports this package, and nothing else does
+        init_default_scope(config.default_scope)
+        assert config.model.type == 'EncoderDecoder'  # MMSegmentation's, and its heads too
+        config.model.data_preprocessor.size = (64, 64)
+        model = revert_sync_batchnorm(MODELS.build(config.model))
+        assert type(model.backbone).__module__ == 'mmseg_bisenetv2.models.bisenetv2'
+        optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
+        before = model.backbone.detail.detail_branch[0][0].conv.weight.clone()
+        from mmseg.structures import SegDataSample
+        sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 64, 64))))
+        image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+        losses = model.train_step(
+            dict(inputs=[image] * 2, data_samples=[sample] * 2), optim_wrapper)
+        assert torch.isfinite(losses['loss'])
+        assert not torch.equal(before, model.backbone.detail.detail_branch[0][0].conv.weight)
+    '''), cwd=tmp_path)
 
 
 def test_missing_data_names_path_and_preparation(tmp_path):

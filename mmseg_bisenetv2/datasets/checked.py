@@ -1,4 +1,5 @@
 """MMSegmentation's data sets, checked: what is wrong is said with the file and the remedy."""
+import os
 import os.path as osp
 
 from mmseg_bisenetv2.registry import DATASETS
@@ -30,36 +31,49 @@ class Checked:
                     f'{type(self).__name__}: no folder {osp.abspath(folder)}. {self.remedy}')
         data_list = super().load_data_list()
         if not data_list:
+            folder = osp.abspath(self.data_prefix['img_path'])
+            found = sorted({osp.splitext(name)[1] for _, _, names in os.walk(folder)
+                            for name in names})
             raise FileNotFoundError(
-                f'{type(self).__name__}: no image *{self.img_suffix} below '
-                f'{osp.abspath(self.data_prefix["img_path"])}. {self.remedy}')
+                f'{type(self).__name__}: no image *{self.img_suffix} below {folder}; there is '
+                + (f'{", ".join(found)}: set img_suffix.' if found else f'nothing. {self.remedy}'))
         return data_list
 
     def prepare_data(self, idx):
         """Loads and transforms image ``idx``, then checks the label map that came of it.
 
         Raises:
-            ValueError: If the map holds an id that is neither a class nor ``ignore_index``.
+            ValueError: If the map has several channels, is of another size than the image, or
+                holds an id that is neither a class nor ``ignore_index``.
         """
         data = super().prepare_data(idx)
-        for sample in _samples(data):
+        num_classes = len(self.metainfo['classes'])
+        for image, sample in _pairs(data):
             if 'gt_sem_seg' not in sample:
                 continue
             label = sample.gt_sem_seg.data
-            num_classes = len(self.metainfo['classes'])
+            path = self.get_data_info(idx)['seg_map_path']
+            # Training resizes both; testing leaves the map at the size of the image file
+            sizes = [tuple(image.shape[-2:]), tuple(sample.get('ori_shape', ()))]
+            if label.ndim != 3 or len(label) != 1 or tuple(label.shape[1:]) not in sizes:
+                raise ValueError(
+                    f'{path}: a map of {tuple(label.squeeze().shape)} for an image of {sizes[-1]}. '
+                    'Expected one channel, of the size of the image')
             outside = label[(label >= num_classes) & (label != self.ignore_index)]
             if outside.numel():
                 raise ValueError(
-                    f'{sample.seg_map_path}: class ids {outside.unique().tolist()}, but there are '
+                    f'{path}: class ids {outside.unique().tolist()}, but there are '
                     f'{num_classes} classes (0 to {num_classes - 1}; {self.ignore_index} is '
                     f'ignored). {self.label_remedy}')
         return data
 
 
-def _samples(data):
-    """The data samples of one packed result; test-time augmentation packs a list of them."""
-    samples = data['data_samples'] if data else []
-    return samples if isinstance(samples, list) else [samples]
+def _pairs(data):
+    """The (image, sample) pairs of a packed result; test-time augmentation packs lists of them."""
+    if not data:
+        return []
+    images, samples = data['inputs'], data['data_samples']
+    return zip(images, samples, strict=True) if isinstance(samples, list) else [(images, samples)]
 
 
 @DATASETS.register_module()
@@ -74,8 +88,8 @@ class CityscapesDataset(Checked, MMSegCityscapesDataset):
     remedy = (
         'Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip of cityscapes-dataset.com '
         'into data/cityscapes, then make the label maps: pip install cityscapesscripts && mim run '
-        'mmseg cityscapes data/cityscapes. For synthetic scenes in the same layout: '
-        'python tools/make_toy_cityscapes.py data/cityscapes')
+        'mmseg cityscapes data/cityscapes. Or try configs/bisenetv2_fcn_toy-cityscapes.py, whose '
+        'data tools/make_toy_cityscapes.py makes.')
     label_remedy = (
         'Training needs *_gtFine_labelTrainIds.png (19 classes), not *_gtFine_labelIds.png (34). '
         'Make them: pip install cityscapesscripts && mim run mmseg cityscapes data/cityscapes')

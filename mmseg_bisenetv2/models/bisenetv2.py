@@ -232,7 +232,7 @@ class BGALayer(nn.Module):
 
 @MODELS.register_module()
 class BiSeNetV2(BaseModule):
-    """The BiSeNetV2 backbone; drop-in for MMSegmentation's, with the same state-dict keys.
+    """The BiSeNetV2 backbone: MMSegmentation's keywords (but ``conv_cfg``) and state-dict keys.
 
     Unlike MMSegmentation's, it hands ``norm_cfg`` and ``act_cfg`` to every layer, and an
     ``init_cfg`` of None leaves PyTorch's default initialisation, as the reference does.
@@ -288,9 +288,13 @@ class BiSeNetV2(BaseModule):
         if bga_upsample not in BGA_UPSAMPLE_MODES:
             raise ValueError(
                 f'bga_upsample={bga_upsample!r}: expected one of {BGA_UPSAMPLE_MODES}')
-        if not set(out_indices) <= set(range(5)):
-            raise ValueError(f'out_indices={out_indices}: expected numbers from 0 (aggregation) '
-                             'to 4 (semantic stage 4)')
+        if isinstance(out_indices, int) or not set(out_indices) <= set(range(5)):
+            raise ValueError(f'out_indices={out_indices}: expected a sequence of numbers from 0 '
+                             '(aggregation) to 4 (semantic stage 4)')
+        if depth_factor != int(depth_factor) or depth_factor < 1:
+            raise ValueError(f'depth_factor={depth_factor}: expected a whole number from 1')
+        if len(semantic_channels) != 4:
+            raise ValueError(f'semantic_channels={semantic_channels}: expected four stages')
         if not detail_channels[-1] == semantic_channels[-1] == bga_channels:
             raise ValueError(
                 f'detail_channels={detail_channels}, semantic_channels={semantic_channels}, '
@@ -300,7 +304,7 @@ class BiSeNetV2(BaseModule):
             [round(width * width_factor) for width in widths]
             for widths in (detail_channels, semantic_channels, [bga_channels]))
         cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
-        depths = [n * depth_factor for n in (2, 2, 4)]
+        depths = [n * int(depth_factor) for n in (2, 2, 4)]
         self.out_indices = out_indices
         self.detail = DetailBranch(in_channels, detail_channels, **cfg)
         self.semantic = SemanticBranch(

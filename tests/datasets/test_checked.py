@@ -46,6 +46,34 @@ def test_id_outside_the_classes_is_named(tmp_path, pipeline):
         build(tmp_path, pipeline=pipeline)[0]
 
 
+@pytest.mark.parametrize('pipeline', [PIPELINE, TTA])
+def test_colour_map_is_named(tmp_path, pipeline):
+    write(tmp_path, np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(ValueError, match=r'a\.png: a map of \(4, 6, 3\).*one channel'):
+        build(tmp_path, pipeline=pipeline)[0]
+
+
+def test_map_of_another_size_is_named(tmp_path):
+    write(tmp_path, np.zeros((4, 6), np.uint8))
+    cv2.imwrite(str(tmp_path / 'ann_dir/train/a.png'), np.zeros((5, 6), np.uint8))
+    with pytest.raises(ValueError, match=r'a\.png: a map of \(5, 6\) for an image of \(4, 6\)'):
+        build(tmp_path)[0]
+
+
+def test_resized_test_image_and_full_size_map_pass(tmp_path):
+    write(tmp_path, np.zeros((4, 6), np.uint8))
+    resize = dict(type='Resize', scale=(12, 8), keep_ratio=True)
+    sample = build(tmp_path, pipeline=[PIPELINE[0], resize, *PIPELINE[1:]])[0]
+    assert sample['inputs'].shape == (3, 8, 12)
+
+
+def test_empty_folder_is_named(tmp_path):
+    (tmp_path / 'img_dir/train').mkdir(parents=True)
+    (tmp_path / 'ann_dir/train').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match='there is nothing'):
+        build(tmp_path)
+
+
 def test_reduced_zero_label_is_checked_as_the_loss_sees_it(tmp_path):
     write(tmp_path, np.array([[0, 1], [2, 2]], np.uint8))  # becomes 255, 0, 1, 1
     build(tmp_path, reduce_zero_label=True)[0]
@@ -66,7 +94,7 @@ def test_missing_label_folder_is_named(tmp_path):
 
 def test_folder_without_images_is_named(tmp_path):
     write(tmp_path, np.zeros((2, 2), np.uint8), image_suffix='.bmp')
-    with pytest.raises(FileNotFoundError, match=r'no image \*\.jpg below'):
+    with pytest.raises(FileNotFoundError, match=r'no image \*\.jpg below.*\.bmp: set img_suffix'):
         build(tmp_path)
 
 

@@ -1,9 +1,10 @@
 # Any data set in the layout DATA_ROOT/{img_dir,ann_dir}/{train,val}: images, and 8-bit PNG maps of
-# class ids from 0, 255 where a pixel is to be ignored. Trained on 512x512 crops, tested whole.
+# class ids from 0, 255 where a pixel is to be ignored. Trained on crops, tested whole, at
+# its own size.
 dataset_type = 'mmseg_bisenetv2.BaseSegDataset'
 data_root = 'data/my_dataset'
 crop_size = (512, 512)  # (height, width)
-scale = (2048, 1024)  # (width, height) that images are fitted into, the aspect ratio kept
+scale = (1280, 720)  # (width, height) that training images are fitted into, times 0.5 to 2
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -15,8 +16,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations'),  # after Resize: labels are compared at their own size
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(

@@ -2,9 +2,11 @@
 # 14.80 M parameters; 3.36 M without the auxiliary (booster) heads, which only training uses.
 custom_imports = dict(imports=['mmseg_bisenetv2'], allow_failed_imports=False)
 norm_cfg = dict(type='SyncBN', requires_grad=True)  # becomes BN where there is one device
-# Mean over the valid pixels. MMSegmentation's default divides by all pixels, ignored ones
-# included: with 20 % ignored, four fifths of the loss and of the gradient.
-loss_decode = dict(type='CrossEntropyLoss', loss_weight=1.0, avg_non_ignore=True)
+# Mean over the valid pixels. MMSegmentation's CrossEntropyLoss divides by all pixels, ignored ones
+# included: with 20 % ignored, four fifths of the loss and of the gradient. With
+# avg_non_ignore=True it gives the same loss as here, in about seven times the time and fifty times
+# the memory: it resizes the logits first.
+loss_decode = dict(type='mmseg_bisenetv2.UpsampleCrossEntropy')
 head = dict(
     type='mmseg_bisenetv2.FCNHead',
     concat_input=False,
