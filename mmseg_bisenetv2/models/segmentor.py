@@ -1,14 +1,22 @@
-"""MMSegmentation's EncoderDecoder, which refuses a checkpoint that fits nothing."""
-from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
-
+"""MMSegmentation's EncoderDecoder, which loads any checkpoint, or says why it does not fit."""
+from mmseg_bisenetv2.checkpoints import load_hook
 from mmseg_bisenetv2.registry import MODELS
+
+from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
 
 
 @MODELS.register_module()
 class EncoderDecoder(MMSegEncoderDecoder):
     """Drop-in for MMSegmentation's EncoderDecoder: same arguments, same state-dict keys.
 
+    Checkpoints of SSSegmentation and CoinCheung/BiSeNet load like MMSegmentation's, and one that
+    fits nothing is an error: see :func:`mmseg_bisenetv2.checkpoints.load_hook`.
+
     Args:
         *args: Those of ``mmseg.models.segmentors.EncoderDecoder``.
         **kwargs: Likewise.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_load_state_dict_pre_hook(load_hook)

@@ -1,0 +1,12 @@
+"""Loading, checking and converting BiSeNetV2 checkpoints of every published layout."""
+from mmseg_bisenetv2.checkpoints.dialects import LAYOUTS, CheckpointError, convert_state_dict
+from mmseg_bisenetv2.checkpoints.files import (
+    convert_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from mmseg_bisenetv2.checkpoints.fitting import load_hook
+
+__all__ = [
+    'LAYOUTS', 'CheckpointError', 'convert_checkpoint', 'convert_state_dict', 'load_hook',
+    'read_checkpoint', 'write_checkpoint']

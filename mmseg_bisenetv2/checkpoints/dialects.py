@@ -1,0 +1,245 @@
+"""Layouts of published BiSeNetV2 checkpoints: tables of key names, and conversion both ways.
+
+A table reads as in a shell: the n-th of ``{a,b}`` on the left becomes the n-th on the right, and
+``*`` is a number that stays. Left is the other layout, right MMSegmentation's, whose keys are
+ours; a tensor's own name (``weight``) follows unchanged, and earlier lines go first.
+"""
+import functools
+import itertools
+import re
+from typing import NamedTuple
+
+import torch
+from mmengine.logging import print_log
+
+# MMSegmentation's aggregation has two biases that no other has; zero makes the networks equal.
+BGA_BIASES = ('backbone.bga.detail_dwconv.0.pointwise_conv.conv.bias',
+              'backbone.bga.semantic_dwconv.0.pointwise_conv.conv.bias')
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, is refused, or does not fit."""
+
+
+class Dialect(NamedTuple):
+    """Names of one layout, and what it has or lacks beside ours."""
+
+    title: str
+    marks: tuple  # a key that begins so belongs to this layout
+    tables: tuple  # (prefix there, prefix here, lines)
+    omitted: str = '(?!)'  # pattern of keys without a counterpart here
+    reason: str = ''  # why they have none
+
+
+DIALECTS = dict(
+    # github.com/SegmentationBLWX/sssegmentation, {'model', 'optimizer', ...}
+    sssegmentation=Dialect(
+        'SSSegmentation',
+        ('backbone_net.detail.', 'backbone_net.semantic.', 'backbone_net.bga.'),
+        (('backbone_net.', 'backbone.', """
+            detail.detail_branch.*.{0,1} detail.detail_branch.*.0.{conv,bn}
+            detail.detail_branch.*.{3,4} detail.detail_branch.*.1.{conv,bn}
+            detail.detail_branch.*.{6,7} detail.detail_branch.*.2.{conv,bn}
+            bga.{detail,semantic}_dwconv.0.depthwise_{conv,bn} \
+                bga.{detail,semantic}_dwconv.0.depthwise_conv.{conv,bn}
+            bga.{detail,semantic}_dwconv.0.pointwise_conv \
+                bga.{detail,semantic}_dwconv.0.pointwise_conv.conv
+            bga.{detail_down,semantic_conv}.{0,1} bga.{detail_down,semantic_conv}.0.{conv,bn}
+            bga.conv.{0,1} bga.conv.{conv,bn}"""),
+         ('backbone_net.semantic.', 'backbone.semantic.', """
+            stage1.{conv_first,fuse_last}.{0,1} stage1.{conv_first,fuse_last}.{conv,bn}
+            stage1.convs.{0,1,3,4} stage1.convs.{0.conv,0.bn,1.conv,1.bn}
+            stage*.*.conv1.{0,1} stage*.*.conv1.{conv,bn}
+            stage*.*.dwconv.{0,1,2,3} stage*.*.dwconv.{0.conv,0.bn,1.conv,1.bn}
+            stage*.*.conv2.{0,1} stage*.*.conv2.0.{conv,bn}
+            stage*.*.shortcut.0.{depth,point}wise_{conv,bn} \
+                stage*.*.shortcut.0.{depth,point}wise_conv.{conv,bn}
+            stage4_CEBlock.gap.1 stage4_CEBlock.gap.1
+            stage4_CEBlock.{conv_gap,conv_last}.{0,1} stage4_CEBlock.{conv_gap,conv_last}.{conv,bn}
+            """),
+         ('decoder.', 'decode_head.', '{0,1,4} {convs.0.conv,convs.0.bn,conv_seg}'),
+         ('auxiliary_decoder.', 'auxiliary_head.', """
+            *.{0,1,3,4,7} *.{convs.0.conv,convs.0.bn,convs.1.conv,convs.1.bn,conv_seg}"""))),
+    # github.com/CoinCheung/BiSeNet, a bare state dict
+    coincheung=Dialect(
+        'CoinCheung/BiSeNet',
+        ('detail.S', 'segment.S', 'bga.left', 'bga.right'),
+        (('detail.', 'backbone.detail.', 'S{1,2,3}.*.{conv,bn} detail_branch.{0,1,2}.*.{conv,bn}'),
+         ('segment.S1S2.', 'backbone.semantic.stage1.', """
+            {conv,fuse}.{conv,bn} {conv_first,fuse_last}.{conv,bn}
+            left.*.{conv,bn} convs.*.{conv,bn}"""),
+         ('segment.', 'backbone.semantic.', """
+            {S3,S4,S5_4}.*.conv1.{conv,bn} {stage2,stage3,stage4}.*.conv1.{conv,bn}
+            {S3,S4,S5_4}.0.dwconv{1,2}.{0,1} {stage2,stage3,stage4}.0.dwconv.{0,1}.{conv,bn}
+            {S3,S4,S5_4}.*.dwconv.{0,1} {stage2,stage3,stage4}.*.dwconv.0.{conv,bn}
+            {S3,S4,S5_4}.*.conv2.{0,1} {stage2,stage3,stage4}.*.conv2.0.{conv,bn}
+            {S3,S4,S5_4}.*.shortcut.{0,1,2,3} \
+                {stage2,stage3,stage4}.*.shortcut.0.{depth,point}wise_conv.{conv,bn}
+            S5_5.bn stage4_CEBlock.gap.1
+            S5_5.{conv_gap,conv_last}.{conv,bn} stage4_CEBlock.{conv_gap,conv_last}.{conv,bn}"""),
+         ('bga.', 'backbone.bga.', """
+            {left1,right2}.{0,1} {detail,semantic}_dwconv.0.depthwise_conv.{conv,bn}
+            {left1,right2}.2 {detail,semantic}_dwconv.0.pointwise_conv.conv
+            {left2,right1}.{0,1} {detail_down,semantic_conv}.0.{conv,bn}
+            conv.{0,1} conv.{conv,bn}"""),
+         ('head.', 'decode_head.', """
+            conv.{conv,bn} convs.0.{conv,bn}
+            conv_out.1 conv_seg""")),
+        omitted=r'aux\d.*',
+        reason='its auxiliary heads are of another design'))
+LAYOUTS = ('mmsegmentation', *DIALECTS)
+
+
+def _expand(names):
+    """Expands braces: 'a.{b,c}.{d,e}' is a.b.d, a.b.e, a.c.d, a.c.e."""
+    parts = re.split(r'\{(.*?)\}', names)
+    choices = [part.split(',') if i % 2 else [part] for i, part in enumerate(parts)]
+    return [''.join(choice) for choice in itertools.product(*choices)]
+
+
+@functools.cache
+def _rules(dialect, back=False):
+    """The tables as (pattern, format string), from the dialect to our keys, or ``back``."""
+    rules = []
+    for theirs, ours, lines in DIALECTS[dialect].tables:
+        words = lines.split()
+        for left, right in zip(words[::2], words[1::2], strict=True):
+            for pair in zip(_expand(theirs + left), _expand(ours + right), strict=True):
+                source, target = reversed(pair) if back else pair
+                pattern = re.escape(source).replace(r'\*', '([0-9]+)') + r'\.(\w+)'
+                rules.append((re.compile(pattern), target.replace('*', '{}') + '.{}'))
+    return rules
+
+
+def _rename(key, rules):
+    """The new name of a key, or None where no rule has one."""
+    matches = ((pattern.fullmatch(key), target) for pattern, target in rules)
+    return next((target.format(*match.groups()) for match, target in matches if match), None)
+
+
+def unwrap(checkpoint):
+    """Finds the tensors in a checkpoint of any layout, and strips the prefixes of wrappers.
+
+    Args:
+        checkpoint (dict): A state dict, or one in parts (CoinCheung's ``backbone_v2.pth``), or a
+            file's content that holds one as ``state_dict`` (MMEngine) or ``model``
+            (SSSegmentation). Keys may begin with ``module.`` (DDP) or ``_orig_mod.``
+            (``torch.compile``).
+
+    Returns:
+        dict[str, Tensor]: A new, plain dictionary: what a crafted ``OrderedDict`` carries in its
+        attributes stays behind.
+
+    Raises:
+        CheckpointError: If there is no dictionary with names for keys.
+    """
+    for wrapper in ('state_dict', 'model'):
+        if isinstance(checkpoint, dict) and isinstance(dict.get(checkpoint, wrapper), dict):
+            checkpoint = checkpoint[wrapper]
+            break
+    if isinstance(checkpoint, dict) and all(isinstance(v, dict) for v in dict.values(checkpoint)):
+        checkpoint = {f'{name}.{key}': value for name, part in dict.items(checkpoint)
+                      for key, value in dict.items(part)}
+    if not isinstance(checkpoint, dict) or not all(isinstance(key, str) for key in checkpoint):
+        raise CheckpointError(f'found a {type(checkpoint).__name__} where a state dict was '
+                              'expected: a dictionary from names to tensors')
+    return {re.sub(r'^((module|_orig_mod)\.)+', '', key): value
+            for key, value in dict.items(checkpoint)}
+
+
+def recognise(state):
+    """Names the layout of a bare state dict.
+
+    Returns:
+        str | None: 'mmsegmentation', 'sssegmentation' or 'coincheung'; None if it holds no
+        BiSeNetV2.
+    """
+    marks = dict(mmsegmentation=('backbone.detail.', 'backbone.semantic.', 'backbone.bga.'))
+    marks.update((name, dialect.marks) for name, dialect in DIALECTS.items())
+    return next((name for name, mark in marks.items()
+                 if any(key.startswith(mark) for key in state)), None)
+
+
+def check_tensor(key, value):
+    """Refuses what no trained weight is.
+
+    An expanded tensor (stride 0) declares any size without the memory for it. NaN and infinity
+    are what diverged training leaves, and nothing can be computed from them.
+
+    Raises:
+        CheckpointError: With the key, and what was found.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise CheckpointError(f'{key}: expected a tensor, found a {type(value).__name__}')
+    if (value.dtype not in DTYPES or value.layout is not torch.strided or value.is_meta
+            or value.numel() * value.element_size() > value.untyped_storage().nbytes()):
+        raise CheckpointError(f'{key}: expected numbers, found a {value.dtype} tensor that is '
+                              'sparse, quantised, complex, or larger than its data')
+    if value.is_floating_point() and value.numel():
+        if not all(map(torch.isfinite, value.aminmax())):
+            raise CheckpointError(f'{key} holds NaN or infinity: the training had diverged. Use '
+                                  'an earlier checkpoint')
+
+
+def convert_state_dict(checkpoint, to='mmsegmentation'):
+    """Converts the weights of a loaded checkpoint, of any layout, to that of another.
+
+    Args:
+        checkpoint (dict): What was loaded, see :func:`unwrap`. Keys that no table knows are kept,
+            so that strict loading complains about them.
+        to (str): 'mmsegmentation', whose keys are this project's, 'sssegmentation' or
+            'coincheung'.
+
+    Returns:
+        dict[str, Tensor]: A bare state dict that shares its tensors with the checkpoint. What was
+        converted is logged in one line.
+
+    Raises:
+        CheckpointError: If there is no state dict, or the other layout cannot carry it exactly.
+    """
+    state = unwrap(checkpoint)
+    dialect = recognise(state)
+    if dialect in DIALECTS:
+        state = _to_ours(state, dialect)
+    return state if to == 'mmsegmentation' else _from_ours(state, to)
+
+
+def _to_ours(state, dialect):
+    title, _, _, omitted, reason = DIALECTS[dialect]
+    kept = {key: value for key, value in state.items() if not re.fullmatch(omitted, key)}
+    names = {key: _rename(key, _rules(dialect)) for key in kept}
+    ours = {}
+    for key, name in names.items():
+        check_tensor(key, kept[key])
+        if ours.setdefault(name or key, kept[key]) is not kept[key]:
+            raise CheckpointError(f'{title} weights: two tensors are {name or key}')
+    for bias in BGA_BIASES:
+        weight = ours.get(bias.replace('.bias', '.weight'))
+        if weight is not None:
+            ours.setdefault(bias, weight.new_zeros(weight.shape[:1]))
+    unknown = [key for key, name in names.items() if name is None]
+    print_log(
+        f'{title} weights converted: {len(kept) - len(unknown)} tensors used'
+        + (f', {len(state) - len(kept)} left out ({reason})' if len(kept) < len(state) else '')
+        + (f', {len(unknown)} unknown ({", ".join(unknown[:3])} ...)' if unknown else '')
+        + f', {len(BGA_BIASES)} biases that it lacks set to 0', logger='current')
+    return ours
+
+
+def _from_ours(state, dialect):
+    if dialect not in DIALECTS:
+        raise CheckpointError(f'to={dialect!r}: expected one of {LAYOUTS}')
+    title, _, _, _, reason = DIALECTS[dialect]
+    for bias in BGA_BIASES:
+        if torch.any(torch.as_tensor(state.pop(bias, 0)) != 0):
+            raise CheckpointError(
+                f'{bias} is not 0, and {title} has no such bias: it would compute something else. '
+                'It can take weights that were trained with model.backbone.bga_bias=False')
+    names = {key: _rename(key, _rules(dialect, back=True)) for key in state}
+    unknown = [key for key, name in names.items() if name is None]
+    if unknown:
+        raise CheckpointError(
+            f'{title} has no place for {len(unknown)} tensors ({", ".join(unknown[:3])} ...)'
+            + (f': {reason}. Leave them out: tools/convert_checkpoint.py --strip' * bool(reason)))
+    return {names[key]: value for key, value in state.items()}

@@ -1,0 +1,114 @@
+"""What a segmentor does with a state dict of any layout before it is loaded."""
+import logging
+
+import torch
+from mmengine.logging import print_log
+
+from mmseg_bisenetv2.checkpoints.dialects import (
+    BGA_BIASES,
+    CheckpointError,
+    check_tensor,
+    convert_state_dict,
+)
+
+CLASSIFIER = ('conv_seg.weight', 'conv_seg.bias')
+
+
+def load_hook(segmentor, state_dict, prefix, local_metadata, strict, *_):
+    """Converts a state dict in place and checks it: a hook to run before a segmentor loads.
+
+    MMEngine loads non-strictly and only logs what does not fit, so that a wrong file would test
+    random weights. Whatever the mode, it is an error here if
+
+    - a tensor has another shape or type than the model's, or holds NaN or infinity;
+    - hardly any of the model's tensors are there;
+    - the number of classes differs, unless the model is being fine-tuned: then the classifiers
+      are left out, with a warning;
+    - a tensor that inference needs is missing, unless the model is being fine-tuned, or
+      ``load_state_dict`` was called with ``strict=False``.
+
+    Everything else is left to the loader: names that are missing or superfluous are an error in
+    strict mode and a warning of MMEngine's otherwise.
+
+    A model is being fine-tuned if ``init_weights()`` was called: MMEngine's runner does so before
+    it loads for training, and nobody does for testing or inference. It means that the model has
+    weights of its own to fall back on.
+
+    Args:
+        segmentor (nn.Module): With ``backbone`` and ``is_init``.
+        state_dict (dict): Changed in place.
+        prefix (str): What the segmentor's keys begin with.
+        local_metadata (dict): Has the file's name as ``source`` if it was read by this package.
+        strict (bool): True for MMEngine's loader in both its modes.
+
+    Raises:
+        CheckpointError: See above.
+    """
+    state = {key.removeprefix(prefix): value for key, value in state_dict.items()
+             if str(key).startswith(prefix)}
+    if prefix and not state:
+        return  # a wrapper loads something else
+    tuned = segmentor.is_init or getattr(segmentor.backbone, 'is_init', False)
+    try:
+        state = convert_state_dict(state)
+        _fit(state, segmentor.state_dict(), tuned, strict)
+    except CheckpointError as error:
+        source = local_metadata.get('source')
+        raise CheckpointError(f'{source}: {error}' if source else str(error)) from None
+    for key in list(state_dict):
+        if str(key).startswith(prefix):
+            del state_dict[key]
+    state_dict.update((prefix + key, value) for key, value in state.items())
+
+
+def _fit(state, own, tuned, strict):
+    for bias in BGA_BIASES:
+        if bias in state and bias not in own and bias.replace('.bias', '.weight') in own:
+            check_tensor(bias, state[bias])
+            if torch.any(state.pop(bias) != 0):
+                raise CheckpointError(f'{bias} is not 0, and the model was built without it. Add '
+                                      '--cfg-options model.backbone.bga_bias=True')
+    _fit_classes(state, own, tuned)
+    common = state.keys() & own.keys()
+    for key in sorted(common):
+        check_tensor(key, state[key])
+        if state[key].shape != own[key].shape:
+            raise CheckpointError(f'{key}: the checkpoint has {tuple(state[key].shape)}, the model '
+                                  f'{tuple(own[key].shape)}. Is it for another config?')
+        if state[key].is_floating_point() != own[key].is_floating_point():
+            raise CheckpointError(f'{key}: the checkpoint has {state[key].dtype}, the model '
+                                  f'{own[key].dtype}')
+    if len(common) < len(own) / 10:
+        raise CheckpointError(
+            f'the checkpoint fits {len(common)} of the {len(own)} tensors of this model. It has '
+            f'{", ".join([*state][:3])} ..., the model {", ".join([*own][:3])} ...')
+    missing = [key for key in own if key not in state
+               and not key.startswith('auxiliary_head.')
+               and not key.endswith('num_batches_tracked')]
+    if missing and strict and not tuned:
+        remedy = ('Add --cfg-options model.backbone.bga_bias=False'
+                  if set(missing) == set(BGA_BIASES) else
+                  'To train from such a checkpoint, give it as load_from')
+        raise CheckpointError(f'{len(missing)} tensors that inference needs are missing: '
+                              f'{", ".join(missing[:3])} ... {remedy}')
+
+
+def _fit_classes(state, own, tuned):
+    """Handles classifiers whose number of classes differs from the model's, nothing else."""
+    differing = [
+        key for key in state.keys() & own.keys()
+        if key.endswith(CLASSIFIER) and isinstance(state[key], torch.Tensor)
+        and state[key].dim() == own[key].dim() and state[key].shape[1:] == own[key].shape[1:]
+        and state[key].shape != own[key].shape]
+    if not differing:
+        return
+    theirs, ours = len(state[differing[0]]), len(own[differing[0]])
+    message = f'the checkpoint has {theirs} classes, the config {ours}'
+    if not tuned:
+        raise CheckpointError(
+            f'{message}. To test it, set num_classes={theirs} in model.decode_head and in every '
+            'model.auxiliary_head; to fine-tune from it, give it as load_from of a training')
+    for key in differing:
+        del state[key]
+    print_log(f'{message}: {len(differing)} tensors of the classifiers are left out and start '
+              'anew', logger='current', level=logging.WARNING)

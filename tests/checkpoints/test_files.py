@@ -1,0 +1,430 @@
+"""Reading executes nothing and always ends; writing is whole or not at all."""
+import collections
+import io
+import multiprocessing
+import os
+import pickle
+import resource
+import runpy
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden import golden_state_dict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+from mmseg_bisenetv2.checkpoints import (
+    CheckpointError,
+    convert_checkpoint,
+    convert_state_dict,
+    read_checkpoint,
+    write_checkpoint,
+)
+from mmseg_bisenetv2.checkpoints.dialects import BGA_BIASES
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
+KEY = 'backbone_net.bga.detail_dwconv.0.depthwise_conv.weight'
+
+
+@pytest.fixture(scope='module')
+def weights():
+    return golden_state_dict('ssseg')
+
+
+@pytest.fixture(scope='module')
+def ours(weights):
+    return convert_state_dict(weights)
+
+
+@pytest.fixture(scope='module')
+def file(weights, tmp_path_factory):
+    """What MMEngine's runner writes, small, with the classes that it stores."""
+    path = tmp_path_factory.mktemp('file') / 'iter_1.pth'
+    buffer = HistoryBuffer()
+    buffer.update(0.5)
+    torch.save({
+        'meta': {'iter': 1, 'dataset_meta': {'classes': ('road', ), 'palette': [[1, 2, 3]]}},
+        'state_dict': collections.OrderedDict(
+            backbone=torch.zeros(2), **{'backbone.bga.conv.bn.bias': torch.arange(3.0)}),
+        'message_hub': {'log_scalars': {'train/loss': buffer}},
+        'optimizer': {'state': {0: {'momentum_buffer': torch.ones(2)}}, 'param_groups': []},
+        'param_schedulers': [{'milestones': collections.Counter([1])}],
+    }, path)
+    return path
+
+
+class Evil:
+    """Makes a file if it is unpickled freely."""
+
+    def __init__(self, trap):
+        self.trap = trap
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.trap}', )
+
+
+def archive(path, content, compression=zipfile.ZIP_STORED, **records):
+    """A file as torch.save writes it, around any bytes as its pickle."""
+    with zipfile.ZipFile(path, 'w', compression) as file:
+        file.writestr('archive/data.pkl', content)
+        file.writestr('archive/byteorder', b'little')
+        file.writestr('archive/version', b'3\n')
+        for name, value in records.items():
+            file.writestr(f'archive/data/{name}', value)
+    return path
+
+
+@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+@pytest.mark.parametrize('where', [
+    lambda evil: evil,
+    lambda evil: {KEY: evil},
+    lambda evil: {'model': {KEY: torch.zeros(1)}, 'meta': [{'a': (evil, )}]},
+    lambda evil: {'model': {}, 'optimizer': {'state': {0: {'momentum_buffer': evil}}}},
+    lambda evil: {'state_dict': collections.OrderedDict({KEY: [evil]})},
+], ids=['top', 'weight', 'nested', 'optimizer', 'ordered'])
+def test_nothing_is_executed(tmp_path, where, legacy, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    path, trap = tmp_path / 'evil.pth', tmp_path / 'trap'
+    torch.save(where(Evil(trap)), path, _use_new_zipfile_serialization=not legacy)
+    for read in (read_checkpoint, CheckpointLoader.load_checkpoint):
+        with pytest.raises(CheckpointError, match=r'evil.pth .*run (posix|nt)\.system') as e:
+            read(str(path))
+        assert 'weights_only=False' not in str(e.value)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize('name', [
+    'builtins eval', 'builtins getattr', 'builtins bytearray', 'torch load', 'numpy load',
+    'mmengine.config.config Config', 'torch.storage _load_from_bytes'])
+def test_other_names_are_refused_too(tmp_path, name):
+    called = f'c{name}\n'.replace(' ', '\n').encode() + b'X\x01\x00\x00\x001\x85R.'
+    path = archive(tmp_path / 'evil.pth', b'\x80\x02' + called)
+    with pytest.raises(CheckpointError, match=r'evil.pth.*(asks|_statistics_method)'):
+        read_checkpoint(str(path))
+
+
+class NumberType:
+    """Unpickles as a NumPy type with flags that say that its numbers are pointers."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __reduce__(self):
+        return np.dtype, (self.code, False, True), (3, '<', None, None, None, -1, -1, 63)
+
+
+def test_numbers_cannot_pass_for_pointers(tmp_path):
+    path = str(tmp_path / 'type.pth')
+    torch.save({'meta': NumberType('f8')}, path)
+    assert read_checkpoint(path)['meta'] is np.dtype('f8')
+    assert np.dtype('f8').flags == 0
+    torch.save({'meta': NumberType('O8')}, path)
+    with pytest.raises(CheckpointError, match=r"numpy.dtype\('O8'\) is refused"):
+        read_checkpoint(path)
+
+
+def test_a_plain_pickle_and_a_torchscript_are_no_checkpoints(tmp_path):
+    trap = tmp_path / 'trap'
+    (tmp_path / 'plain.pth').write_bytes(pickle.dumps(Evil(trap)))
+    with pytest.raises(CheckpointError, match='begins with'):
+        read_checkpoint(str(tmp_path / 'plain.pth'))
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / 'script.pth')
+    with pytest.raises(CheckpointError, match='TorchScript'):
+        read_checkpoint(str(tmp_path / 'script.pth'))
+    assert not trap.exists()
+
+
+BOMBS = dict(
+    # bytearray(2 ** 31 - 1)
+    bytearray=b'\x80\x02cbuiltins\nbytearray\nJ' + struct.pack('<i', 2**31 - 1) + b'\x85R.',
+    # {(((1, 1), (1, 1)), ...): 1}, 2 ** 60 ones to hash
+    hash=b'\x80\x02}K\x01\x85q\x00' + b''.join(
+        b'h' + bytes([i]) + b'\x86q' + bytes([i + 1]) for i in range(60)) + b'K\x01s.',
+    # ((((...)))), a million deep
+    depth=b'\x80\x02}K\x01' + b'\x85' * 10**6 + b'K\x01s.')
+
+
+def make_bombs(folder):
+    for kind, content in BOMBS.items():
+        archive(folder / f'{kind}.pth', content)
+    saved, legacy = io.BytesIO(), io.BytesIO()
+    torch.save({'w': torch.arange(4.0)}, saved)
+    torch.save({'w': torch.arange(4.0)}, legacy, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(saved) as file:
+        content = file.read('archive/data.pkl')
+    # 200 MB of zeros in 200 kB
+    archive(folder / 'inflation.pth', content, zipfile.ZIP_DEFLATED, **{'0': bytes(2 * 10**8)})
+    # a tensor of 2 ** 28 numbers, of which four are there
+    more = b'K\x04', b'J\x00\x00\x00\x10'
+    archive(folder / 'storage.pth', content.replace(*more), **{'0': bytes(16)})
+    (folder / 'legacy.pth').write_bytes(legacy.getvalue().replace(*more))
+    # a header of 2 ** 40 bytes
+    (folder / 'safetensors.pth').write_bytes(struct.pack('<Q', 2**40) + b'{}')
+
+
+def test_a_small_file_cannot_take_the_machine(tmp_path):
+    make_bombs(tmp_path)
+    code = '''
+import resource, sys
+from mmseg_bisenetv2.checkpoints import CheckpointError, read_checkpoint
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    print(path)
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        print(error)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+        assert grown < 100, f'{grown} MB'
+    else:
+        raise AssertionError('was read')
+'''
+    paths = sorted(map(str, tmp_path.iterdir()))
+    assert len(paths) == len(BOMBS) + 4
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *paths],
+                            capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def outcome(path):
+    """A load, or the one exception; anything else fails the test."""
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+        convert_state_dict(checkpoint)
+        return True
+    except CheckpointError as error:
+        assert str(error)
+        return False
+
+
+@pytest.fixture(scope='module')
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp('fuzz') / 'fuzz.pth'
+
+
+@settings(max_examples=100, deadline=None)
+@given(start=st.sampled_from([
+    b'', b'PK\x03\x04', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.', b'\x02\0\0\0\0\0\0\0{}',
+    b'<!DOCTYPE html>']), rest=st.binary(max_size=300))
+def test_random_bytes(scratch, start, rest):
+    scratch.write_bytes(start + rest)
+    assert not outcome(scratch) or start.endswith(b'{}')
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from(['zip', 'legacy', 'safetensors']))
+def test_truncated_files(scratch, file, data, kind):
+    content = encoded(file, kind)
+    cut = data.draw(st.integers(0, len(content) - 1))
+    scratch.write_bytes(content[:cut])
+    assert not outcome(scratch)
+
+
+def encoded(file, kind, cache={}):  # noqa: B006
+    if kind not in cache:
+        checkpoint = read_checkpoint(str(file))
+        path = file.with_suffix(f'.{kind}')
+        if kind == 'zip':
+            path = file
+        elif kind == 'legacy':
+            torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
+        else:
+            write_checkpoint(checkpoint, str(path))
+        cache[kind] = path.read_bytes()
+    return cache[kind]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.sampled_from(['pickle', 'zip', 'legacy', 'safetensors']))
+def test_flipped_bytes(scratch, file, data, kind):
+    content = bytearray(encoded(file, 'zip' if kind == 'pickle' else kind))
+    if kind == 'pickle':  # of the pickle, and the archive around it is sound
+        with zipfile.ZipFile(file) as saved:
+            parts = {name.split('/', 1)[1]: saved.read(name) for name in saved.namelist()}
+        content = bytearray(parts.pop('data.pkl'))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    if kind == 'pickle':
+        records = {name.split('/')[1]: value for name, value in parts.items() if 'data/' in name}
+        archive(scratch, bytes(content), **records)
+    else:
+        scratch.write_bytes(content)
+    outcome(scratch)
+
+
+def value_of_any_type():
+    numbers = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+    shapes = st.lists(st.integers(0, 3), max_size=5)
+    tensors = st.builds(
+        lambda shape, dtype, fill: torch.full(shape, fill).to(dtype), shapes,
+        st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64]),
+        st.sampled_from([0.0, 1.0, float('nan'), float('inf')]))
+    return st.recursive(numbers | tensors, lambda inner: st.lists(inner, max_size=3) |
+                        st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3))
+
+
+@settings(max_examples=100, deadline=None)
+@given(value=value_of_any_type(), place=st.sampled_from([
+    lambda value: value, lambda value: {'state_dict': value}, lambda value: {'model': value},
+    lambda value: {KEY: value}, lambda value: {'model': {KEY: value}, 'optimizer': value},
+    lambda value: {'meta': value, 'state_dict': {'backbone.bga.conv.bn.bias': value}}]))
+def test_any_content(scratch, value, place):
+    torch.save(place(value), scratch)
+    outcome(scratch)
+
+
+class Crafted:
+    """Unpickles as an OrderedDict with attributes that hide its methods."""
+
+    def __reduce__(self):
+        hidden = dict.fromkeys(['items', 'keys', 'values', 'copy', 'get', '_metadata'], 3)
+        return collections.OrderedDict, (), hidden, None, iter([(KEY, torch.zeros(1, 1, 3, 3))])
+
+
+def test_crafted_attributes_stay_behind(tmp_path):
+    for content in (Crafted(), {'model': Crafted()}, {'state_dict': Crafted()}):
+        torch.save(content, tmp_path / 'crafted.pth')
+        loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'crafted.pth'), 'cpu')
+        assert len(loaded['state_dict'].copy().items()) == 1
+        assert list(loaded['state_dict']._metadata) == ['']
+
+
+def test_what_mmengine_stores_comes_back_whole(file):
+    loaded = CheckpointLoader.load_checkpoint(str(file))
+    expected = torch.load(file, weights_only=True)
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(value, expected['state_dict'][key])
+               for key, value in loaded['state_dict'].items())
+    assert loaded['message_hub']['log_scalars']['train/loss'].current() == 0.5
+    for key in ('meta', 'param_schedulers'):
+        assert loaded[key] == expected[key]
+    assert torch.equal(loaded['optimizer']['state'][0]['momentum_buffer'], torch.ones(2))
+
+
+@pytest.mark.parametrize('content', [
+    {'fc.weight': torch.ones(1)}, {'state_dict': {'layer1.weight': torch.ones(1)}, 'epoch': 3}])
+def test_other_networks_are_passed_on(tmp_path, content):
+    torch.save(content, tmp_path / 'other.pth')
+    assert CheckpointLoader.load_checkpoint(str(tmp_path / 'other.pth')) == content
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'none\.pth'):
+        read_checkpoint(str(tmp_path / 'none.pth'))
+
+
+@pytest.mark.parametrize('source', ['ssseg', 'coincheung'])
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_convert_file(tmp_path, source, suffix):
+    state = golden_state_dict(source)
+    torch.save({'model': state, 'optimizer': {}}, tmp_path / 'in.pth')
+    target = str(tmp_path / f'out{suffix}')
+    before, after = convert_checkpoint(str(tmp_path / 'in.pth'), target, strip=True)
+    loaded = CheckpointLoader.load_checkpoint(target)
+    assert loaded['meta'] == {}
+    expected = {key: value for key, value in convert_state_dict(state).items()
+                if not key.startswith('auxiliary_head.')}
+    assert loaded['state_dict'].keys() == expected.keys()
+    assert all(torch.equal(loaded['state_dict'][key], value) for key, value in expected.items())
+    if source == 'ssseg':
+        assert [round(size['parameters'] / 1e6, 2) for size in (before, after)] == [14.80, 3.36]
+    assert os.path.getsize(target) < 1.02 * after['bytes'] + 200000
+    assert sorted(os.listdir(tmp_path)) == sorted(['in.pth', f'out{suffix}'])
+
+
+def test_convert_keeps_or_strips_what_training_needs(ours, file, tmp_path):
+    checkpoint = {**read_checkpoint(str(file)), 'state_dict': ours}
+    torch.save(checkpoint, tmp_path / 'in.pth')
+    for name, keys in dict(whole={*checkpoint}, stripped={'meta', 'state_dict'}).items():
+        convert_checkpoint(str(tmp_path / 'in.pth'), str(tmp_path / f'{name}.pth'),
+                           strip=name == 'stripped')
+        assert read_checkpoint(str(tmp_path / f'{name}.pth')).keys() == keys
+    convert_checkpoint(str(tmp_path / 'in.pth'), str(tmp_path / 'out.safetensors'))
+    meta = CheckpointLoader.load_checkpoint(str(tmp_path / 'out.safetensors'))['meta']
+    assert meta == {'iter': 1, 'dataset_meta': {'classes': ['road'], 'palette': [[1, 2, 3]]}}
+
+
+@pytest.mark.parametrize('to', ['sssegmentation', 'coincheung'])
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_convert_there_and_back(ours, tmp_path, to, suffix):
+    path = [str(tmp_path / name) for name in ('in.pth', f'there{suffix}', 'back.pth')]
+    write_checkpoint({'meta': {}, 'state_dict': ours}, path[0])
+    strip = to == 'coincheung'
+    convert_checkpoint(path[0], path[1], to=to, strip=strip)
+    convert_checkpoint(path[1], path[2])
+    back = read_checkpoint(path[2])['state_dict']
+    assert back.keys() == {key for key in ours if not strip or not key.startswith('aux')}
+    assert all(torch.equal(value, ours[key]) for key, value in back.items())
+
+
+def test_a_failed_conversion_writes_nothing(ours, tmp_path):
+    source, target = str(tmp_path / 'in.pth'), tmp_path / 'out.pth'
+    target.write_bytes(b'old')
+    for change, reason in [({BGA_BIASES[0]: torch.ones(128)}, 'bga_bias=False'),
+                           ({'decode_head.conv_seg.bias': torch.full((19, ), float('nan'))},
+                            'decode_head.conv_seg.bias holds NaN')]:
+        torch.save({'state_dict': {**ours, **change}}, source)
+        with pytest.raises(CheckpointError, match=reason):
+            convert_checkpoint(source, str(target), to='sssegmentation')
+    torch.save({'fc.weight': torch.ones(1)}, source)
+    with pytest.raises(CheckpointError, match=r'in.pth holds no BiSeNetV2, but fc.weight'):
+        convert_checkpoint(source, str(target))
+    assert target.read_bytes() == b'old'
+    assert sorted(os.listdir(tmp_path)) == ['in.pth', 'out.pth']
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_a_full_disk_keeps_the_old_file(tmp_path, suffix):
+    path = tmp_path / f'out{suffix}'
+    write_checkpoint({'a': torch.zeros(3)}, str(path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, before[1]))
+    try:
+        with pytest.raises(OSError, match='File too large'):
+            write_checkpoint({'a': torch.ones(10**6)}, str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == [path.name]
+    assert next(iter(convert_state_dict(read_checkpoint(str(path))).values())).shape == (3, )
+
+
+def write_for_ever(checkpoint, path):
+    while True:
+        write_checkpoint(checkpoint, path)
+
+
+@pytest.mark.parametrize('delay', [0.02, 0.05, 0.1, 0.2])
+def test_a_killed_run_keeps_a_whole_file(tmp_path, delay):
+    path = str(tmp_path / 'out.pth')
+    write_checkpoint({'a': torch.zeros(3)}, path)
+    process = multiprocessing.get_context('fork').Process(
+        target=write_for_ever, args=({'a': torch.ones(10**6)}, path))
+    process.start()
+    time.sleep(delay)
+    process.kill()
+    process.join()
+    assert read_checkpoint(path)['a'].shape in [(3, ), (10**6, )]
+
+
+def test_the_tool(weights, tmp_path, monkeypatch, capsys):
+    torch.save({'epoch': 860, 'model': weights, 'optimizer': {}}, tmp_path / 'in.pth')
+    target = tmp_path / 'out.safetensors'
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', TOOL, tmp_path / 'in.pth', target, '--strip'],
+        capture_output=True, text=True, check=True)
+    assert 'SSSegmentation weights converted: 383 tensors used' in result.stdout
+    assert '14.80 M' in result.stdout and '3.36 M' in result.stdout
+
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), str(TOOL), str(tmp_path / 'bad.pth')])
+    with pytest.raises(SystemExit, match=r'Nothing was written: .*convert_checkpoint.py'):
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert not (tmp_path / 'bad.pth').exists()
