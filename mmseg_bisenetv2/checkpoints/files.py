@@ -36,6 +36,8 @@ LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how torch.save began bef
 META = 'mmengine.meta'  # where a safetensors file keeps "meta", as JSON
 MAX_INFLATION = 10  # a zip's content to its size; torch.save does not compress
 MAX_TUPLE = 30000  # items of a nested tuple, counted where it is shared
+MAX_ARGUMENTS = 10_000_000  # of all calls; a training checkpoint has some thousand
+WALKERS = ('Counter', 'OrderedDict', 'Size', 'set')  # iterate over what they are given
 
 
 def read_checkpoint(path, map_location=None):
@@ -97,16 +99,36 @@ def _audit_zip(path):
                 _audit(archive.read(member))
 
 
+class _Item:
+    """What is known of an object that a pickle would build, without building it."""
+
+    def __init__(self, parts=(), built=False, walks=False):
+        self.parts = list(parts)
+        self.size = 1 + sum(part.size for part in parts)  # tuples' items, shared ones each time
+        self.built = built  # by a call, or a storage: a tensor, perhaps
+        self.walks = walks  # a type that iterates over its arguments
+
+    def everything(self):
+        """This and all it holds, each once."""
+        seen, queue = {id(self)}, [self]
+        for item in queue:
+            new = [part for part in item.parts if id(part) not in seen]
+            seen.update(map(id, new))
+            queue += new
+        return queue
+
+
 def _audit(pickle):
     """Walks through a pickle as data, and refuses what costs more than its bytes.
 
-    ``weights_only`` keeps code from running, but still builds a ``bytearray`` of any size, and
-    hashes tuples that hold each other, 2^n items in n bytes.
+    ``weights_only`` keeps code from running, but still builds a ``bytearray`` of any size, hashes
+    tuples that hold each other, 2^n items in n bytes, and lets a ``set`` iterate over a tensor
+    that is expanded to any length.
 
     Args:
         pickle (bytes | file): One pickle; a file is left at its end.
     """
-    stack, marks, memo = [], [], {}  # of every object, its number of items
+    stack, marks, memo, looked_at = [], [], {}, 0
     for opcode, argument, _ in pickletools.genops(pickle):
         if opcode.name == 'MARK':
             marks.append(stack)
@@ -123,12 +145,30 @@ def _audit(pickle):
                     stack = marks.pop()
                 elif item is not pickletools.markobject:
                     taken.append(stack.pop())
-            items = sum(taken, 1) if opcode.name.startswith('TUPLE') else 1
-            if items > MAX_TUPLE:
-                raise CheckpointError(f'it holds a nested tuple of more than {MAX_TUPLE} items')
-            if opcode.name == 'GLOBAL' and argument.endswith(' bytearray'):
-                raise CheckpointError('it asks for a bytearray, as no weights do')
-            stack += [items] * len(opcode.stack_after)
+            if opcode.name == 'GLOBAL':
+                if argument.endswith(' bytearray'):
+                    raise CheckpointError('it asks for a bytearray, as no weights do')
+                stack.append(_Item(walks=argument.split()[-1] in WALKERS))
+            elif opcode.name in ('REDUCE', 'NEWOBJ'):
+                arguments, function = taken
+                given = arguments.everything()
+                looked_at += len(given)
+                if looked_at > MAX_ARGUMENTS:
+                    raise CheckpointError(f'its calls take more than {MAX_ARGUMENTS} arguments')
+                if any(item.walks or (function.walks and item.built) for item in given):
+                    raise CheckpointError(f'it asks for one of {WALKERS} of a tensor')
+                stack.append(_Item(built=True))
+            elif opcode.name.startswith('TUPLE'):
+                stack.append(_Item(taken))
+                if stack[-1].size > MAX_TUPLE:
+                    raise CheckpointError(f'it holds a nested tuple of more than {MAX_TUPLE} items')
+            elif opcode.name in ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD'):
+                *added, container = taken  # the same object, wherever else it is held
+                container.parts += added
+                stack.append(container)
+            else:
+                built = opcode.name == 'BINPERSID'  # a storage
+                stack += [_Item(built=built) for _ in opcode.stack_after]
 
 
 def _safetensors():

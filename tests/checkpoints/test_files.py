@@ -143,6 +143,50 @@ def test_a_plain_pickle_and_a_torchscript_are_no_checkpoints(tmp_path):
     assert not trap.exists()
 
 
+class Call:
+    """Unpickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+ENDLESS = torch.zeros(1).expand(10**5)  # could be any length
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+@pytest.mark.parametrize('call', [
+    Call(set, ENDLESS), Call(collections.Counter, ENDLESS), Call(torch.Size, ENDLESS),
+    Call(collections.OrderedDict, [ENDLESS]), Call(collections.OrderedDict, ([ENDLESS, 1], )),
+    Call(torch._tensor._rebuild_from_type_v2, set, torch.Tensor, (ENDLESS, ), None),
+], ids=['set', 'Counter', 'Size', 'OrderedDict', 'nested', 'passed on'])
+def test_no_tensor_is_iterated(tmp_path, call, legacy):
+    path = tmp_path / 'endless.pth'
+    torch.save({'a': call}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match='of a tensor'):
+        read_checkpoint(str(path))
+
+
+def test_no_tensor_is_iterated_that_a_list_gets_later(tmp_path):
+    path = tmp_path / 'endless.pth'
+    content = (b'\x80\x02]q\x00\x85q\x01'  # list, memo 0; (list,), memo 1
+               b'h\x00ctorch\nSize\n)Ra'  # list.append(built)
+               b'cbuiltins\nset\nh\x01R\x87.')  # set(*(list,))
+    archive(path, content)
+    with pytest.raises(CheckpointError, match='of a tensor'):
+        read_checkpoint(str(path))
+
+
+def test_what_training_stores_is_not_taken_for_that(tmp_path):
+    path = tmp_path / 'fine.pth'
+    torch.save({'a': collections.Counter([1, 2]), 'b': {1, 2}, 'c': torch.Size([1, 2]),
+                'd': torch.nn.Parameter(torch.zeros(2)),
+                'e': collections.OrderedDict(a=torch.zeros(2))}, path)
+    assert read_checkpoint(str(path))['a'] == {1: 1, 2: 1}
+
+
 BOMBS = dict(
     # bytearray(2 ** 31 - 1)
     bytearray=b'\x80\x02cbuiltins\nbytearray\nJ' + struct.pack('<i', 2**31 - 1) + b'\x85R.',
