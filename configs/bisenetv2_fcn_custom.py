@@ -6,7 +6,8 @@
 #   mim train mmseg configs/bisenetv2_fcn_custom.py
 #
 # Expected: depends on your data. To start from Cityscapes weights: --cfg-options load_from=FILE
-# 40,000 iterations whatever the number of images: an epoch is ceil(images / 16) of them.
+# 40,000 iterations whatever the number of images (an epoch is ceil(images / 16) of them); the
+# schedule, validation and checkpoints follow max_iters below.
 # Total batch 16: 16 x 1, 4 x 4 or 2 x 8 GPUs (train_dataloader.batch_size); lr 0.05 belongs to 16
 # and follows another total in proportion with auto_scale_lr.enable=True.
 _base_ = [
@@ -20,6 +21,7 @@ classes = ('background', 'drivable')
 palette = [[0, 0, 0], [128, 64, 128]]  # RGB
 scale = (1280, 720)  # (width, height) of your images; training scales by 0.5 to 2 around it
 crop_size = (512, 512)  # (height, width) of the training crops
+max_iters = 40000
 data = dict(data_root='data/my_dataset', img_suffix='.jpg', seg_map_suffix='.png')
 # ------------------------------------------------------------------------------------------------
 dataset = dict(data, metainfo=dict(classes=classes, palette=palette))
@@ -29,6 +31,11 @@ train_pipeline[3].crop_size = crop_size  # RandomCrop
 train_dataloader = dict(dataset=dict(dataset, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = min(1000, max_iters // 10) + 1  # warm-up
+param_scheduler[1].end = max_iters + 1  # poly
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 10)
+default_hooks = dict(checkpoint=dict(interval=max_iters // 10))
 model = dict(
     data_preprocessor=dict(size=crop_size),
     decode_head=dict(num_classes=len(classes)),

@@ -70,7 +70,7 @@ def draw_curve(work_dir, path):
     losses = sorted({row['iter']: row['loss'] for row in rows if 'loss' in row}.items())
     scores = sorted({row['step']: row['mIoU'] for row in rows if 'mIoU' in row}.items())
     figure, left = plt.subplots(figsize=(7, 4), layout='constrained')
-    left.plot(*zip(*losses, strict=True), color='tab:blue')
+    left.plot(*zip(*losses, strict=True), color='tab:blue', marker='.')
     left.set(xlabel='iteration', ylim=(0, None))
     left.set_ylabel('training loss (sum of five heads)', color='tab:blue')
     right = left.twinx()

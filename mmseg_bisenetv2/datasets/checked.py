@@ -2,6 +2,8 @@
 import os
 import os.path as osp
 
+from mmengine.logging import print_log
+
 from mmseg_bisenetv2.registry import DATASETS
 
 from mmseg.datasets import BaseSegDataset as MMSegBaseSegDataset
@@ -30,8 +32,10 @@ class Checked:
                 raise FileNotFoundError(
                     f'{type(self).__name__}: no folder {osp.abspath(folder)}. {self.remedy}')
         data_list = super().load_data_list()
+        folder = osp.abspath(self.data_prefix['img_path'])
+        print_log(f'{type(self).__name__}: {len(data_list)} images *{self.img_suffix} in {folder}',
+                  logger='current')
         if not data_list:
-            folder = osp.abspath(self.data_prefix['img_path'])
             found = sorted({osp.splitext(name)[1] for _, _, names in os.walk(folder)
                             for name in names})
             raise FileNotFoundError(
@@ -55,10 +59,12 @@ class Checked:
             path = self.get_data_info(idx)['seg_map_path']
             # Training resizes both; testing leaves the map at the size of the image file
             sizes = [tuple(image.shape[-2:]), tuple(sample.get('ori_shape', ()))]
-            if label.ndim != 3 or len(label) != 1 or tuple(label.shape[1:]) not in sizes:
-                raise ValueError(
-                    f'{path}: a map of {tuple(label.squeeze().shape)} for an image of {sizes[-1]}. '
-                    'Expected one channel, of the size of the image')
+            if label.ndim != 3 or len(label) != 1:
+                raise ValueError(f'{path}: a picture of several channels where each pixel should '
+                                 'hold a class id. Convert its colours to class ids')
+            if tuple(label.shape[1:]) not in sizes:
+                raise ValueError(f'{path}: a map of {tuple(label.shape[1:])} for an image of '
+                                 f'{sizes[-1]}. Expected the size of the image')
             outside = label[(label >= num_classes) & (label != self.ignore_index)]
             if outside.numel():
                 raise ValueError(

@@ -2,6 +2,7 @@
 import cv2
 import numpy as np
 import pytest
+from mmengine.logging import MMLogger
 
 import mmseg_bisenetv2  # noqa: F401
 
@@ -49,7 +50,7 @@ def test_id_outside_the_classes_is_named(tmp_path, pipeline):
 @pytest.mark.parametrize('pipeline', [PIPELINE, TTA])
 def test_colour_map_is_named(tmp_path, pipeline):
     write(tmp_path, np.zeros((4, 6, 3), np.uint8))
-    with pytest.raises(ValueError, match=r'a\.png: a map of \(4, 6, 3\).*one channel'):
+    with pytest.raises(ValueError, match=r'a\.png: a picture of several channels.*class ids'):
         build(tmp_path, pipeline=pipeline)[0]
 
 
@@ -65,6 +66,14 @@ def test_resized_test_image_and_full_size_map_pass(tmp_path):
     resize = dict(type='Resize', scale=(12, 8), keep_ratio=True)
     sample = build(tmp_path, pipeline=[PIPELINE[0], resize, *PIPELINE[1:]])[0]
     assert sample['inputs'].shape == (3, 8, 12)
+
+
+def test_number_of_images_is_logged(tmp_path, capsys):
+    write(tmp_path, np.zeros((4, 6), np.uint8))
+    write(tmp_path, np.zeros((4, 6), np.uint8), name='b', image_suffix='.JPG')
+    MMLogger.get_instance('images', logger_name='images')
+    build(tmp_path)
+    assert f'BaseSegDataset: 1 images *.jpg in {tmp_path}/img_dir/train' in capsys.readouterr().out
 
 
 def test_empty_folder_is_named(tmp_path):

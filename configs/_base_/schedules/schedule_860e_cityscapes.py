@@ -15,4 +15,6 @@ param_scheduler = [
 # in proportion to the batch that the devices really add up to.
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 train_cfg = dict(max_iters=max_iters, val_interval=186 * 20)
-default_hooks = dict(checkpoint=dict(interval=186 * 20, max_keep_ckpts=3, save_best='mIoU'))
+default_hooks = dict(
+    checkpoint=dict(interval=186 * 20, max_keep_ckpts=3, save_best='mIoU'),
+    visualization=dict(interval=1))  # --show-dir draws every image, not every 50th
