@@ -5,8 +5,8 @@ from mmseg_bisenetv2.checkpoints.files import (
     read_checkpoint,
     write_checkpoint,
 )
-from mmseg_bisenetv2.checkpoints.fitting import load_hook
+from mmseg_bisenetv2.checkpoints.fitting import TrainingBegan, load_hook
 
 __all__ = [
-    'LAYOUTS', 'CheckpointError', 'convert_checkpoint', 'convert_state_dict', 'load_hook',
-    'read_checkpoint', 'write_checkpoint']
+    'LAYOUTS', 'CheckpointError', 'TrainingBegan', 'convert_checkpoint', 'convert_state_dict',
+    'load_hook', 'read_checkpoint', 'write_checkpoint']

@@ -30,6 +30,7 @@ class Dialect(NamedTuple):
     tables: tuple  # (prefix there, prefix here, lines)
     omitted: str = '(?!)'  # pattern of keys without a counterpart here
     reason: str = ''  # why they have none
+    note: str = ''  # what its network differs in
 
 
 DIALECTS = dict(
@@ -87,7 +88,9 @@ DIALECTS = dict(
             conv.{conv,bn} convs.0.{conv,bn}
             conv_out.1 conv_seg""")),
         omitted=r'aux\d.*',
-        reason='its auxiliary heads are of another design'))
+        reason='its auxiliary heads are of another design',
+        note='its aggregation upsamples by nearest neighbour and its normalisation is another: use '
+             'configs/bisenetv2_fcn_coincheung_cityscapes.py'))
 LAYOUTS = ('mmsegmentation', *DIALECTS)
 
 
@@ -191,6 +194,9 @@ def convert_state_dict(checkpoint, to='mmsegmentation'):
         to (str): 'mmsegmentation', whose keys are this project's, 'sssegmentation' or
             'coincheung'.
 
+    Names and values are converted, not networks: CoinCheung's upsamples by nearest neighbour, so
+    its weights, and those for it, belong to a backbone with ``bga_upsample='nearest'``.
+
     Returns:
         dict[str, Tensor]: A bare state dict that shares its tensors with the checkpoint. What was
         converted is logged in one line.
@@ -206,7 +212,7 @@ def convert_state_dict(checkpoint, to='mmsegmentation'):
 
 
 def _to_ours(state, dialect):
-    title, _, _, omitted, reason = DIALECTS[dialect]
+    title, _, _, omitted, reason, note = DIALECTS[dialect]
     kept = {key: value for key, value in state.items() if not re.fullmatch(omitted, key)}
     names = {key: _rename(key, _rules(dialect)) for key in kept}
     ours = {}
@@ -223,14 +229,15 @@ def _to_ours(state, dialect):
         f'{title} weights converted: {len(kept) - len(unknown)} tensors used'
         + (f', {len(state) - len(kept)} left out ({reason})' if len(kept) < len(state) else '')
         + (f', {len(unknown)} unknown ({", ".join(unknown[:3])} ...)' if unknown else '')
-        + f', {len(BGA_BIASES)} biases that it lacks set to 0', logger='current')
+        + f', {len(BGA_BIASES)} biases that it lacks set to 0' + f'; {note}' * bool(note),
+        logger='current')
     return ours
 
 
 def _from_ours(state, dialect):
     if dialect not in DIALECTS:
         raise CheckpointError(f'to={dialect!r}: expected one of {LAYOUTS}')
-    title, _, _, _, reason = DIALECTS[dialect]
+    title, _, _, _, reason, _ = DIALECTS[dialect]
     for bias in BGA_BIASES:
         if torch.any(torch.as_tensor(state.pop(bias, 0)) != 0):
             raise CheckpointError(

@@ -38,6 +38,12 @@ MAX_INFLATION = 10  # a zip's content to its size; torch.save does not compress
 MAX_TUPLE = 30000  # items of a nested tuple, counted where it is shared
 MAX_ARGUMENTS = 10_000_000  # of all calls; a training checkpoint has some thousand
 WALKERS = ('Counter', 'OrderedDict', 'Size', 'set')  # iterate over what they are given
+# What the checkpoints of PyTorch and MMEngine call. weights_only knows more, such as functions
+# that give an expanded tensor the memory it declares.
+CALLS = WALKERS + (
+    '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3', '_rebuild_parameter',
+    '_rebuild_parameter_with_state', 'device', 'encode', 'getattr', '_reconstruct', 'scalar',
+    'dtype')
 
 
 def read_checkpoint(path, map_location=None):
@@ -47,7 +53,8 @@ def read_checkpoint(path, map_location=None):
         path (str): A file of ``torch.save``, present or legacy format, or of safetensors; told
             apart by their content.
         map_location (str | torch.device | callable, optional): See ``torch.load``. None is the
-            CPU: weights that were saved on a GPU load everywhere.
+            CPU: weights that were saved on a GPU load everywhere. Safetensors are always read
+            to the CPU.
 
     Returns:
         object: The content, as ``torch.load(path, weights_only=True)`` gives it; for safetensors
@@ -102,11 +109,11 @@ def _audit_zip(path):
 class _Item:
     """What is known of an object that a pickle would build, without building it."""
 
-    def __init__(self, parts=(), built=False, walks=False):
+    def __init__(self, parts=(), built=False, name=''):
         self.parts = list(parts)
         self.size = 1 + sum(part.size for part in parts)  # tuples' items, shared ones each time
         self.built = built  # by a call, or a storage: a tensor, perhaps
-        self.walks = walks  # a type that iterates over its arguments
+        self.name = name  # of a function or type
 
     def everything(self):
         """This and all it holds, each once."""
@@ -123,7 +130,7 @@ def _audit(pickle):
 
     ``weights_only`` keeps code from running, but still builds a ``bytearray`` of any size, hashes
     tuples that hold each other, 2^n items in n bytes, and lets a ``set`` iterate over a tensor
-    that is expanded to any length.
+    that is expanded to any length, among others.
 
     Args:
         pickle (bytes | file): One pickle; a file is left at its end.
@@ -146,16 +153,18 @@ def _audit(pickle):
                 elif item is not pickletools.markobject:
                     taken.append(stack.pop())
             if opcode.name == 'GLOBAL':
-                if argument.endswith(' bytearray'):
-                    raise CheckpointError('it asks for a bytearray, as no weights do')
-                stack.append(_Item(walks=argument.split()[-1] in WALKERS))
+                stack.append(_Item(name=argument.replace(' ', '.')))
             elif opcode.name in ('REDUCE', 'NEWOBJ'):
                 arguments, function = taken
+                called = function.name.split('.')[-1]
                 given = arguments.everything()
                 looked_at += len(given)
                 if looked_at > MAX_ARGUMENTS:
                     raise CheckpointError(f'its calls take more than {MAX_ARGUMENTS} arguments')
-                if any(item.walks or (function.walks and item.built) for item in given):
+                bare = called == 'HistoryBuffer' and len(given) == 1  # its state comes after
+                if called not in CALLS and not bare:
+                    raise CheckpointError(f'it asks to run {function.name or "something"}')
+                if called in WALKERS and any(item.built for item in given):
                     raise CheckpointError(f'it asks for one of {WALKERS} of a tensor')
                 stack.append(_Item(built=True))
             elif opcode.name.startswith('TUPLE'):
@@ -190,21 +199,27 @@ def _present(checkpoint, source):
     """Gives a BiSeNetV2 of any layout the shape that MMEngine's callers rely on."""
     try:
         layout = recognise(unwrap(checkpoint))
-        if not isinstance(dict.get(checkpoint, 'meta', {}), dict):
-            raise CheckpointError('"meta" is not a dictionary')
-        if layout:
+    except CheckpointError:
+        layout = None
+    if layout:
+        try:
+            if not isinstance(dict.get(checkpoint, 'meta', {}), dict):
+                raise CheckpointError('"meta" is not a dictionary')
             native = layout == 'mmsegmentation' and 'state_dict' in checkpoint
             checkpoint = {'meta': {}, **(checkpoint if native else {}),
                           'state_dict': convert_state_dict(checkpoint)}
-    except CheckpointError as error:
-        raise CheckpointError(f'{source}: {error}') from None
-    wrapped = isinstance(dict.get(checkpoint, 'state_dict'), dict)
+        except CheckpointError as error:
+            raise CheckpointError(f'{source}: {error}') from None
+    wrapped = isinstance(checkpoint, dict) and isinstance(dict.get(checkpoint, 'state_dict'), dict)
     state = checkpoint['state_dict'] if wrapped else checkpoint
+    if not isinstance(state, dict):
+        return checkpoint
     versions = getattr(state, '_metadata', {})
     if not isinstance(versions, dict) or not all(isinstance(v, dict) for v in versions.values()):
         versions = {}
     state = OrderedDict(dict.items(state))
-    state._metadata = {**versions, '': {'source': source}}  # load_hook names it in its errors
+    # load_hook names the file in its errors
+    state._metadata = {**versions, '': {**versions.get('', {}), 'source': source}}
     return {**checkpoint, 'state_dict': state} if wrapped else state
 
 
@@ -283,6 +298,10 @@ def _remove(path):
         os.remove(path)
 
 
+def _plain(value):
+    return value.tolist() if hasattr(value, 'tolist') else str(value)
+
+
 def write_checkpoint(checkpoint, path):
     """Writes a checkpoint whole or not at all; until the end, an old file stays as it was.
 
@@ -295,7 +314,7 @@ def write_checkpoint(checkpoint, path):
         OSError: If it cannot be written; a full disk, for example.
     """
     if path.endswith('.safetensors'):
-        meta = {META: json.dumps(checkpoint.get('meta', {}), default=str)}
+        meta = {META: json.dumps(checkpoint.get('meta', {}), default=_plain)}
         content = _safetensors().torch.save(unwrap(checkpoint), meta)
     else:
         buffer = io.BytesIO()
@@ -304,10 +323,17 @@ def write_checkpoint(checkpoint, path):
     path = os.path.realpath(path)
     part = f'{path}.{uuid.uuid4().hex}.partial'
     try:
-        with open(part, 'xb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:  # a file without a name, which is gone if this process is killed
+            nameless = os.open(os.path.dirname(path), os.O_TMPFILE | os.O_WRONLY, 0o666)
+        except (AttributeError, OSError):  # not on this platform, or file system
+            nameless = None
+        with open(part if nameless is None else nameless, 'xb' if nameless is None else 'wb') as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+            if nameless is not None:
+                # a directory to start from makes Python follow the link that it gives
+                os.link(f'/proc/self/fd/{nameless}', part, src_dir_fd=nameless)
         os.replace(part, path)
     finally:
         _remove(part)
@@ -333,7 +359,8 @@ def convert_checkpoint(source, target, to='mmsegmentation', strip=False):
     state = unwrap(checkpoint)
     if recognise(state) is None:
         raise CheckpointError(f'{source} holds no BiSeNetV2, but {", ".join([*state][:3])} ...')
-    before = _sizes(state)
+    file = os.path.isfile(source) and read_checkpoint(source)
+    before = _sizes(unwrap(file) if file else state)
     if strip:
         checkpoint = {'meta': checkpoint['meta']}
         state = {key: value for key, value in state.items()

@@ -11,6 +11,20 @@ from mmseg_bisenetv2.checkpoints.dialects import (
     convert_state_dict,
 )
 
+
+class TrainingBegan:
+    """Whether ``init_weights()`` was called; copies of a model share it.
+
+    MMEngine's EMAHook copies the model before the runner calls ``init_weights()``, and loads the
+    checkpoint into both.
+    """
+
+    is_set = False
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 CLASSIFIER = ('conv_seg.weight', 'conv_seg.bias')
 
 
@@ -35,7 +49,7 @@ def load_hook(segmentor, state_dict, prefix, local_metadata, strict, *_):
     weights of its own to fall back on.
 
     Args:
-        segmentor (nn.Module): With ``backbone`` and ``is_init``.
+        segmentor (nn.Module): With ``training_began``, see :class:`TrainingBegan`.
         state_dict (dict): Changed in place.
         prefix (str): What the segmentor's keys begin with.
         local_metadata (dict): Has the file's name as ``source`` if it was read by this package.
@@ -48,7 +62,7 @@ def load_hook(segmentor, state_dict, prefix, local_metadata, strict, *_):
              if str(key).startswith(prefix)}
     if prefix and not state:
         return  # a wrapper loads something else
-    tuned = segmentor.is_init or getattr(segmentor.backbone, 'is_init', False)
+    tuned = segmentor.training_began.is_set
     try:
         state = convert_state_dict(state)
         _fit(state, segmentor.state_dict(), tuned, strict)

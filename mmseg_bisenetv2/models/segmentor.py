@@ -1,5 +1,5 @@
 """MMSegmentation's EncoderDecoder, which loads any checkpoint, or says why it does not fit."""
-from mmseg_bisenetv2.checkpoints import load_hook
+from mmseg_bisenetv2.checkpoints import TrainingBegan, load_hook
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
@@ -19,4 +19,10 @@ class EncoderDecoder(MMSegEncoderDecoder):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.training_began = TrainingBegan()
         self.register_load_state_dict_pre_hook(load_hook)
+
+    def init_weights(self):
+        """Draws the initial weights, as MMEngine's runner asks for before a training."""
+        self.training_began.is_set = True
+        super().init_weights()

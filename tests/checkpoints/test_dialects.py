@@ -135,7 +135,9 @@ def test_a_conversion_is_logged_in_one_line(theirs, log):
     convert_state_dict({**theirs['coincheung'], 'surprise.weight': torch.zeros(1)})
     assert log == [
         'CoinCheung/BiSeNet weights converted: 327 tensors used, 56 left out (its auxiliary heads '
-        'are of another design), 1 unknown (surprise.weight ...), 2 biases that it lacks set to 0']
+        'are of another design), 1 unknown (surprise.weight ...), 2 biases that it lacks set to 0; '
+        'its aggregation upsamples by nearest neighbour and its normalisation is another: use '
+        'configs/bisenetv2_fcn_coincheung_cityscapes.py']
 
 
 def test_unknown_names_are_kept(theirs):

@@ -298,6 +298,15 @@ def test_fine_tuning_on_other_classes(files, ours, tmp_path, log):
                                          ('running_mean', 'running_var', 'tracked'))})
 
 
+def test_fine_tuning_on_other_classes_with_ema(files, ours, tmp_path):
+    config = load_config(num_classes=11)
+    run = trainer(config, tmp_path, load_from=files['ssseg'],
+                  custom_hooks=[dict(type='EMAHook')])
+    run.train()
+    assert torch.equal(run.model.backbone.bga.conv.conv.weight,
+                       ours['backbone.bga.conv.conv.weight'])
+
+
 def test_other_classes_cannot_be_tested(files, tmp_path):
     config = load_config(num_classes=11)
     message = f'{files["ssseg"]}: the checkpoint has 19 classes, the config 11.*num_classes=19'
@@ -330,7 +339,7 @@ def test_half_a_network_cannot_be_tested_but_fine_tuned(fresh, ours, tmp_path, m
     torch.save(part, tmp_path / 'part.pth')
     with pytest.raises(CheckpointError, match=r'part.pth: \d+ tensors that inference needs'):
         load_checkpoint(fresh, str(tmp_path / 'part.pth'))
-    monkeypatch.setattr(fresh, '_is_init', True)
+    monkeypatch.setattr(fresh.training_began, 'is_set', True)
     load_checkpoint(fresh, str(tmp_path / 'part.pth'))
     assert weights_equal(fresh, part)
 
@@ -364,8 +373,10 @@ def test_the_hook_outlives_copies(ours):
     assert weights_equal(model, ours)
     outer = torch.nn.ModuleDict(dict(teacher=model, student=torch.nn.Linear(1, 1)))
     outer.load_state_dict({'student.weight': torch.ones(1, 1)}, strict=False)
+    torch.nn.init.zeros_(model.decode_head.conv_seg.weight)
     outer.load_state_dict({f'teacher.{key}': value for key, value in
                            golden_state_dict('ssseg').items()}, strict=False)
+    assert weights_equal(model, ours)
 
 
 @pytest.fixture(scope='module')
