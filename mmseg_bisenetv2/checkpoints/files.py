@@ -355,18 +355,23 @@ def convert_checkpoint(source, target, to='mmsegmentation', strip=False):
     Raises:
         CheckpointError: See :func:`read_checkpoint` and :func:`convert_state_dict`.
     """
-    checkpoint = CheckpointLoader.load_checkpoint(source, 'cpu')
-    state = unwrap(checkpoint)
+    local = os.path.isfile(source)  # read without converting, so that "before" is what it holds
+    content = read_checkpoint(source) if local else CheckpointLoader.load_checkpoint(source, 'cpu')
+    try:
+        state = unwrap(content)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from None
     if recognise(state) is None:
         raise CheckpointError(f'{source} holds no BiSeNetV2, but {", ".join([*state][:3])} ...')
-    file = os.path.isfile(source) and read_checkpoint(source)
-    before = _sizes(unwrap(file) if file else state)
+    for key, value in state.items():
+        check_tensor(f'{source}: {key}', value)
+    before = _sizes(state)
+    checkpoint = _present(content, source)
+    state = unwrap(checkpoint)
     if strip:
         checkpoint = {'meta': checkpoint['meta']}
         state = {key: value for key, value in state.items()
                  if not key.startswith('auxiliary_head.')}
-    for key, value in state.items():
-        check_tensor(key, value)
     state = {key: value.detach().clone(memory_format=torch.contiguous_format)
              for key, value in convert_state_dict(state, to).items()}
     write_checkpoint(dict(

@@ -471,6 +471,24 @@ def test_a_killed_run_keeps_a_whole_file(tmp_path, delay):
     assert os.listdir(tmp_path) == ['out.pth']
 
 
+@pytest.mark.parametrize('wrapper, prefix', [
+    ('state_dict', 'backbone'), ('model', 'backbone_net')])
+def test_what_is_no_tensor_is_not_converted(tmp_path, wrapper, prefix):
+    source = str(tmp_path / 'in.pth')
+    torch.save({wrapper: {f'{prefix}.detail.x': 'text'}}, source)
+    with pytest.raises(CheckpointError, match=rf'in.pth: {prefix}.detail.x.*found a str'):
+        convert_checkpoint(source, str(tmp_path / 'out.pth'))
+    assert os.listdir(tmp_path) == ['in.pth']
+
+
+def test_sizes_are_those_of_the_two_files(tmp_path):
+    state = golden_state_dict('coincheung')
+    torch.save(state, tmp_path / 'in.pth')
+    before, after = convert_checkpoint(str(tmp_path / 'in.pth'), str(tmp_path / 'out.pth'))
+    assert before['tensors'] == len(state) == 383
+    assert after['tensors'] == 329  # without its auxiliary heads, with two biases
+
+
 def test_the_tool(weights, tmp_path, monkeypatch, capsys):
     torch.save({'epoch': 860, 'model': weights, 'optimizer': {}}, tmp_path / 'in.pth')
     target = tmp_path / 'out.safetensors'

@@ -4,8 +4,8 @@ custom_imports = dict(imports=['mmseg_bisenetv2'], allow_failed_imports=False)
 norm_cfg = dict(type='SyncBN', requires_grad=True)  # becomes BN where there is one device
 # Mean over the valid pixels. MMSegmentation's CrossEntropyLoss divides by all pixels, ignored ones
 # included: with 20 % ignored, four fifths of the loss and of the gradient. With
-# avg_non_ignore=True it gives the same loss as here, in about seven times the time and fifty times
-# the memory: it resizes the logits first.
+# avg_non_ignore=True it gives the same loss as here, but resizes the logits first: 4.5 times the
+# time on two cores and 56 times the memory (tools/benchmark.py loss).
 loss_decode = dict(type='mmseg_bisenetv2.UpsampleCrossEntropy')
 head = dict(
     type='mmseg_bisenetv2.FCNHead',
