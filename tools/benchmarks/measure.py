@@ -1,0 +1,97 @@
+"""What the benchmarks share: paired times, memory, and their command-line arguments."""
+import ctypes
+import gc
+import statistics
+import time
+import weakref
+
+import torch
+
+
+def size(text):
+    """'512x1024' -> (512, 1024): height and width."""
+    height, width = text.lower().split('x')
+    return int(height), int(width)
+
+
+def seconds(step):
+    """Time of one call, the GPU's work included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(theirs, ours, pairs):
+    """Times of interleaved pairs, after a first of each that warms up.
+
+    Returns:
+        Medians in ms, and the median and the quartiles of the pairs' ratios (theirs / ours).
+    """
+    theirs(), ours()
+    times = []
+    for i in range(pairs):
+        if i % 2:  # neither is always the first
+            times.append((seconds(theirs), seconds(ours)))
+        else:
+            times.append((seconds(ours), seconds(theirs))[::-1])
+    ratios = sorted(a / b for a, b in times)
+    quarter = len(ratios) // 4
+    return dict(
+        mmseg_ms=1000 * statistics.median(a for a, _ in times),
+        ours_ms=1000 * statistics.median(b for _, b in times),
+        ratio=statistics.median(ratios),
+        ratio_quartiles=[ratios[quarter], ratios[-1 - quarter]])
+
+
+def peak_mb(step, device='cpu'):
+    """Megabytes that a call needs at most, beyond what is held before it.
+
+    On the CPU the resident memory of the process, as Linux counts it, so that what libraries
+    allocate behind PyTorch's back is in it; on a GPU PyTorch's own count.
+    """
+    gc.collect()
+    if device != 'cpu':
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    ctypes.CDLL('libc.so.6').malloc_trim(0)
+    with open('/proc/self/clear_refs', 'w') as file:
+        file.write('5')  # the peak starts anew from here
+    before = _resident_kb('VmRSS')
+    step()
+    return (_resident_kb('VmHWM') - before) * 1024 / 1e6
+
+
+def _resident_kb(name):
+    with open('/proc/self/status') as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name))
+
+
+class _Kept:
+    """A tensor saved for backward, countable for as long as the graph holds it."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def saved_mb(forward):
+    """Megabytes that autograd keeps from forward to backward, each tensor once."""
+    kept = weakref.WeakSet()  # what no backward will ask for goes at once
+
+    def pack(tensor):
+        box = _Kept(tensor)
+        kept.add(box)
+        return box
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+        result = forward()
+    sizes = {box.tensor.data_ptr(): box.tensor.nbytes for box in kept}
+    del result
+    return sum(sizes.values()) / 1e6
