@@ -6,7 +6,9 @@
 from mmengine.registry import Registry
 
 from mmseg.registry import DATASETS as MMSEG_DATASETS
+from mmseg.registry import METRICS as MMSEG_METRICS
 from mmseg.registry import MODELS as MMSEG_MODELS
+from mmseg.registry import TRANSFORMS as MMSEG_TRANSFORMS
 
 SCOPE = 'mmseg_bisenetv2'
 
@@ -14,3 +16,7 @@ MODELS = Registry(
     'model', parent=MMSEG_MODELS, scope=SCOPE, locations=['mmseg_bisenetv2.models'])
 DATASETS = Registry(
     'dataset', parent=MMSEG_DATASETS, scope=SCOPE, locations=['mmseg_bisenetv2.datasets'])
+METRICS = Registry(
+    'metric', parent=MMSEG_METRICS, scope=SCOPE, locations=['mmseg_bisenetv2.metrics'])
+TRANSFORMS = Registry(
+    'transform', parent=MMSEG_TRANSFORMS, scope=SCOPE, locations=['mmseg_bisenetv2.datasets'])

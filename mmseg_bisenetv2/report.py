@@ -95,3 +95,33 @@ def read_scores(work_dir):
     if not results:
         raise FileNotFoundError(f'No result of a test in {work_dir}')
     return json.loads(results[-1].read_text())
+
+
+def draw_confusion(confusion, classes, path):
+    """Draws a confusion matrix, each row in per cent of the pixels of its class.
+
+    Args:
+        confusion (np.ndarray): Pixels, true class by predicted class, (C, C).
+        classes (Sequence[str]): Their names.
+        path (str | Path): The PNG to write; its folder is made if missing.
+    """
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    share = 100 * confusion / confusion.sum(1, keepdims=True).clip(min=1)
+    size = 2.5 + 0.4 * len(classes)
+    figure, axes = plt.subplots(figsize=(size + 1, size), layout='constrained')
+    image = axes.imshow(share, vmin=0, vmax=100, cmap='Blues')
+    axes.set(xlabel='predicted', ylabel='true', xticks=range(len(classes)),
+             yticks=range(len(classes)), xticklabels=classes, yticklabels=classes)
+    axes.tick_params('x', rotation=90)
+    if len(classes) <= 40:  # more cells are too small for numbers
+        for (row, column), value in np.ndenumerate(share):
+            if value >= 0.5:
+                axes.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=7,
+                          color='white' if value > 50 else 'black')
+    figure.colorbar(image, label='% of the true class', shrink=0.8)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

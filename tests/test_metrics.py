@@ -1,0 +1,89 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import mmseg_bisenetv2  # noqa: F401
+from mmseg_bisenetv2.metrics import IoUMetric
+from mmseg_bisenetv2.report import draw_confusion
+
+from mmseg.evaluation import IoUMetric as MMSegIoUMetric
+
+CLASSES = ('road', 'sky', 'car', 'bicycle', 'never seen')
+
+
+def samples(number=4, dtype=torch.int64):
+    torch.manual_seed(0)
+    for i in range(number):
+        label = torch.randint(0, 4, (1, 40, 60), dtype=torch.uint8)
+        wrong = torch.rand(label.shape) < 0.3
+        pred = torch.where(wrong, torch.randint(0, 4, label.shape), label.long())
+        label[torch.rand(label.shape) < 0.2] = 255
+        if i == 2:
+            label.fill_(255)
+        yield dict(pred_sem_seg=dict(data=pred.to(dtype)), gt_sem_seg=dict(data=label),
+                   img_path=f'folder/{i}.png')
+
+
+def evaluate(kind, data, **kwargs):
+    tables = []
+    metric = kind(**kwargs)
+    metric.dataset_meta = dict(classes=CLASSES)
+    for sample in data:
+        metric.process({}, [sample])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmseg.evaluation.metrics.iou_metric.print_log',
+                      lambda text, *args, **kwargs: tables.append(text))
+        return metric.evaluate(len(metric.results) or 1), tables
+
+
+def text(results):
+    return {key: f'{value:.2f}' for key, value in results.items()}
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.uint8, torch.float32])
+@pytest.mark.parametrize('options', [
+    {}, dict(iou_metrics=['mIoU', 'mDice', 'mFscore'], beta=2), dict(nan_to_num=-1),
+    dict(ignore_index=3)])
+def test_scores_and_table_are_those_of_mmsegmentation(options, dtype):
+    ours, our_table = evaluate(IoUMetric, samples(dtype=dtype), **options)
+    theirs, their_table = evaluate(MMSegIoUMetric, samples(dtype=dtype), **options)
+    assert text(ours) == text(theirs)
+    assert our_table == their_table and 'bicycle' in our_table[1]
+
+
+def test_labels_that_are_no_class():
+    data = list(samples())
+    data[0]['gt_sem_seg']['data'][0, :5] = 77
+    ours, theirs = (evaluate(kind, data)[0] for kind in (IoUMetric, MMSegIoUMetric))
+    assert text(ours) == text(theirs)
+
+
+def test_counts_stay_exact_where_float32_does_not():
+    metric = IoUMetric()
+    metric.dataset_meta = dict(classes=('a', 'b'))
+    counts = torch.tensor([[2**25 + 1, 0, 0], [1, 2**25, 0], [0, 0, 0]])
+    metric.compute_metrics([counts])
+    label = torch.zeros(3, 3, dtype=torch.uint8)
+    assert metric.intersect_and_union(label.long(), label, 2, 255).dtype == torch.int64
+    assert sum([counts] * 100)[0, 0] == 100 * (2**25 + 1)
+
+
+def test_formatted_results(tmp_path):
+    for name, kind in (('ours', IoUMetric), ('theirs', MMSegIoUMetric)):
+        results, _ = evaluate(
+            kind, samples(2), output_dir=str(tmp_path / name), format_only=True)
+        assert results == {}
+    for i in range(2):
+        ours, theirs = (cv2.imread(str(tmp_path / name / f'{i}.png'), cv2.IMREAD_UNCHANGED)
+                        for name in ('ours', 'theirs'))
+        assert np.array_equal(ours, theirs)
+
+
+def test_picture(tmp_path):
+    path = tmp_path / 'new' / 'confusion.png'
+    evaluate(IoUMetric, samples(), confusion_picture=str(path))
+    picture = cv2.imread(str(path))
+    confusion = np.diag([5, 5, 5, 5, 0])
+    draw_confusion(confusion, CLASSES, path)
+    assert not np.array_equal(picture, cv2.imread(str(path)))
