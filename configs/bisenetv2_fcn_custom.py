@@ -26,8 +26,7 @@ data = dict(data_root='data/my_dataset', img_suffix='.jpg', seg_map_suffix='.png
 # ------------------------------------------------------------------------------------------------
 dataset = dict(data, metainfo=dict(classes=classes, palette=palette))
 train_pipeline = _base_.train_pipeline
-train_pipeline[2].scale = scale  # RandomResize
-train_pipeline[3].crop_size = crop_size  # RandomCrop
+train_pipeline[2].update(scale=scale, crop_size=crop_size)  # RandomResizeCrop
 train_dataloader = dict(dataset=dict(dataset, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader

@@ -11,12 +11,11 @@ data_root = 'data/toy_cityscapes'
 crop_size = (128, 256)
 max_iters = 320
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(512, 256), ratio_range=(0.5, 0.75), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
+    dict(type='mmseg_bisenetv2.LoadImageFromFile'),
+    dict(type='mmseg_bisenetv2.LoadAnnotations'),
+    dict(type='mmseg_bisenetv2.RandomResizeCrop', scale=(512, 256), ratio_range=(0.5, 0.75),
+         crop_size=crop_size, flip_prob=0.5),
+    dict(type='mmseg_bisenetv2.PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -6,6 +6,7 @@
 from mmengine.registry import Registry
 
 from mmseg.registry import DATASETS as MMSEG_DATASETS
+from mmseg.registry import HOOKS as MMSEG_HOOKS
 from mmseg.registry import METRICS as MMSEG_METRICS
 from mmseg.registry import MODELS as MMSEG_MODELS
 from mmseg.registry import TRANSFORMS as MMSEG_TRANSFORMS
@@ -20,3 +21,5 @@ METRICS = Registry(
     'metric', parent=MMSEG_METRICS, scope=SCOPE, locations=['mmseg_bisenetv2.metrics'])
 TRANSFORMS = Registry(
     'transform', parent=MMSEG_TRANSFORMS, scope=SCOPE, locations=['mmseg_bisenetv2.datasets'])
+HOOKS = Registry(
+    'hook', parent=MMSEG_HOOKS, scope=SCOPE, locations=['mmseg_bisenetv2.engine'])

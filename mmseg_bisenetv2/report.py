@@ -125,3 +125,27 @@ def draw_confusion(confusion, classes, path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def draw_speeds(ratios, label, path):
+    """Draws figures as bars, one below the other.
+
+    Args:
+        ratios (dict[str, float]): A figure for each name.
+        label (str): What they are.
+        path (str | Path): The PNG to write; its folder is made if missing.
+    """
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.35 * len(ratios)), layout='constrained')
+    bars = axes.barh(list(ratios), list(ratios.values()), color='tab:blue')
+    axes.bar_label(bars, fmt='%.1f', padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_xlabel(label)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

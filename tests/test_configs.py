@@ -94,12 +94,11 @@ def test_reference_recipe():
     config = load('bisenetv2_fcn_cityscapes.py')
     assert config.train_cfg.max_iters == 159960 == -(-2975 // 16) * 860
     optimizer = config.optim_wrapper.optimizer
-    assert optimizer == dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)
+    assert optimizer == dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
     assert config.train_dataloader.batch_size == 16
-    resize, crop = (next(t for t in config.train_dataloader.dataset.pipeline if t['type'] == kind)
-                    for kind in ('RandomResize', 'RandomCrop'))
-    assert (resize.scale, resize.ratio_range) == ((2048, 1024), (0.5, 2.0))
-    assert (crop.crop_size, crop.cat_max_ratio) == ((1024, 1024), 0.75)
+    assert config.train_dataloader.dataset.pipeline[2] == dict(
+        type='mmseg_bisenetv2.RandomResizeCrop', scale=(2048, 1024), ratio_range=(0.5, 2.0),
+        crop_size=(1024, 1024), cat_max_ratio=0.75, flip_prob=0.5)
     heads = [config.model.decode_head, *config.model.auxiliary_head]
     assert all(head.norm_cfg.type == 'SyncBN' for head in (config.model.backbone, *heads))
     for head in heads:
@@ -192,6 +191,15 @@ def test_data_is_loaded_at_the_right_size(name, tmp_path):
             assert all(a <= b for a, b in zip(label.shape[1:], crop, strict=True))
         else:
             assert label.shape == (1, 40, 80)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_inferencer_finds_the_loaders_it_replaces(name):
+    """MMSegInferencer looks for these names, inference_model in test_pipeline."""
+    config = load(name)
+    for pipeline in (config.test_dataloader.dataset.pipeline, config.test_pipeline):
+        types = [transform.type for transform in pipeline]
+        assert types[0] == 'LoadImageFromFile' and 'LoadAnnotations' in types
 
 
 def test_half_size_inference_is_scored_at_full_size(tmp_path):

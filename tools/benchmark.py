@@ -9,16 +9,18 @@ two's results lie apart.
 import argparse
 import json
 import platform
+import warnings
 from importlib import import_module
 
 import torch
+from mmengine.logging import MMLogger
 from prettytable import PrettyTable
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg
 
 from mmseg.utils import register_all_modules
 
-COMMANDS = ('loss', )
+COMMANDS = ('data', 'eval', 'inference', 'loss', 'train')
 
 
 def describe(args):
@@ -39,15 +41,21 @@ def processor():
 
 
 def table(rows):
-    """One column for every size, one line for every figure."""
-    lines = PrettyTable(['', *(row['setting'] for row in rows)], align='r')
+    """A column for every setting and a line for every figure, or, of many settings, turned."""
+    figures = list(rows[0])[1:]  # after the setting
+    if len(rows) > 4:
+        lines = PrettyTable(['', *figures], align='r')
+        lines.add_rows([[text(row[name]) for name in row] for row in rows])
+    else:
+        lines = PrettyTable(['', *(row['setting'] for row in rows)], align='r')
+        lines.add_rows([[name, *(text(row[name]) for row in rows)] for name in figures])
     lines.align[''] = 'l'
-    for key in list(rows[0])[1:]:  # after the setting
-        lines.add_row([key, *(text(row[key]) for row in rows)])
     return lines
 
 
 def text(value):
+    if value is None:
+        return ''
     if isinstance(value, (list, tuple)):
         return ' - '.join(map(text, value))
     return f'{value:.4g}' if isinstance(value, float) else str(value)
@@ -71,6 +79,9 @@ def main():
         command.set_defaults(run=module.run)
 
     args = parser.parse_args()
+    # MMSegmentation warns of the versions it runs with, against any filter, and logs each result
+    warnings.showwarning = lambda *_, **__: None
+    MMLogger.get_current_instance().setLevel('ERROR')
     register_all_modules()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -81,7 +92,8 @@ def main():
     if args.json:
         options = {key: value for key, value in vars(args).items() if key != 'run'}
         with open(args.json, 'w') as file:
-            json.dump(dict(options=options, machine=machine, results=rows), file, indent=2)
+            json.dump(dict(options=options, machine=machine, results=rows), file, indent=2,
+                      default=lambda value: value.item() if hasattr(value, 'item') else str(value))
 
 
 if __name__ == '__main__':

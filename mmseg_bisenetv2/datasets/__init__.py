@@ -1,5 +1,15 @@
-"""Data sets."""
+"""Data sets and the transforms of their training pipelines."""
 from mmseg_bisenetv2.datasets.camvid import CamVidDataset
 from mmseg_bisenetv2.datasets.checked import BaseSegDataset, CityscapesDataset, COCOStuffDataset
+from mmseg_bisenetv2.datasets.transforms import (
+    LoadAnnotations,
+    LoadImageFromFile,
+    PackSegInputs,
+    PhotoMetricDistortion,
+    RandomResizeCrop,
+)
 
-__all__ = ['BaseSegDataset', 'COCOStuffDataset', 'CamVidDataset', 'CityscapesDataset']
+__all__ = [
+    'BaseSegDataset', 'COCOStuffDataset', 'CamVidDataset', 'CityscapesDataset', 'LoadAnnotations',
+    'LoadImageFromFile', 'PackSegInputs', 'PhotoMetricDistortion', 'RandomResizeCrop',
+]

@@ -21,12 +21,14 @@ branch, bilateral guided aggregation. Shapes are given for an image of (N, 3, H,
 rounds up, so any input size works.
 """
 from collections import OrderedDict
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mmseg_bisenetv2.registry import MODELS
 
@@ -62,17 +64,46 @@ def reset_parameters(module):
             layer.reset_parameters()
 
 
+def run(module, *inputs, with_cp):
+    """Calls ``module``; with ``with_cp`` it is called again in backward, to save memory."""
+    if not with_cp or not torch.is_grad_enabled():
+        return module(*inputs)
+    return checkpoint(  # nothing in the backbone is random
+        module, *inputs, use_reentrant=False, preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), discarded_statistics(module)))
+
+
+@contextmanager
+def discarded_statistics(module):
+    """What BatchNorms of ``module`` add to their running statistics within it is dropped.
+
+    The second call of a checkpointed module sees the batch that the first has counted already.
+    They cannot be told not to track it: both calls must save the same number of tensors.
+    """
+    buffers = [(layer, name, buffer) for layer in module.modules()
+               for name, buffer in layer.named_buffers(recurse=False)]
+    for layer, name, buffer in buffers:
+        setattr(layer, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for layer, name, buffer in buffers:
+            setattr(layer, name, buffer)
+
+
 class DetailBranch(nn.Module):
     """Wide and shallow: three stages of 3x3 convolutions, each halving the resolution.
 
     Args:
         in_channels (int): Channels of the image.
         channels (Sequence[int]): Channels of the stages.
+        with_cp (bool): Activation checkpointing of each stage.
         cfg (dict): ``norm_cfg`` and ``act_cfg`` of every layer.
     """
 
-    def __init__(self, in_channels, channels, **cfg):
+    def __init__(self, in_channels, channels, with_cp, **cfg):
         super().__init__()
+        self.with_cp = with_cp
         stages = []
         for i, width in enumerate(channels):
             repeats = 1 if i == 0 else 2
@@ -85,7 +116,7 @@ class DetailBranch(nn.Module):
     def forward(self, x):
         """(N, 3, H, W) -> (N, 128, H/8, W/8)."""
         for stage in self.detail_branch:
-            x = stage(x)
+            x = run(stage, x, with_cp=self.with_cp)
         return x
 
 
@@ -173,11 +204,13 @@ class SemanticBranch(nn.Module):
         channels (Sequence[int]): Channels of the four stages.
         depths (Sequence[int]): Gather-and-expansion layers of stages 2 to 4.
         expansion (int): Expansion ratio of the gather-and-expansion layers.
+        with_cp (bool): Activation checkpointing of each stage.
         cfg (dict): ``norm_cfg`` and ``act_cfg`` of every layer.
     """
 
-    def __init__(self, in_channels, channels, depths, expansion, **cfg):
+    def __init__(self, in_channels, channels, depths, expansion, with_cp, **cfg):
         super().__init__()
+        self.with_cp = with_cp
         self.stage1 = StemBlock(in_channels, channels[0], **cfg)
         for i, depth in enumerate(depths, start=1):
             self.add_module(f'stage{i + 1}', nn.Sequential(
@@ -188,10 +221,10 @@ class SemanticBranch(nn.Module):
 
     def forward(self, x):
         """(N, 3, H, W) -> the four stages and the context embedding."""
-        stage1 = self.stage1(x)  # (N, 16, H/4, W/4)
-        stage2 = self.stage2(stage1)  # (N, 32, H/8, W/8)
-        stage3 = self.stage3(stage2)  # (N, 64, H/16, W/16)
-        stage4 = self.stage4(stage3)  # (N, 128, H/32, W/32)
+        stage1 = run(self.stage1, x, with_cp=self.with_cp)  # (N, 16, H/4, W/4)
+        stage2 = run(self.stage2, stage1, with_cp=self.with_cp)  # (N, 32, H/8, W/8)
+        stage3 = run(self.stage3, stage2, with_cp=self.with_cp)  # (N, 64, H/16, W/16)
+        stage4 = run(self.stage4, stage3, with_cp=self.with_cp)  # (N, 128, H/32, W/32)
         return stage1, stage2, stage3, stage4, self.stage4_CEBlock(stage4)
 
 
@@ -255,6 +288,8 @@ class BiSeNetV2(BaseModule):
         out_indices (Sequence[int]): Which of the five feature maps are returned, see below.
         norm_cfg (dict): Normalisation of every layer.
         act_cfg (dict): Activation of every activated layer.
+        with_cp (bool): Activation checkpointing: each stage's activations are computed again in
+            backward instead of kept. Same gradients and running statistics, less memory, slower.
         init_cfg (dict | list[dict], optional): MMEngine's initialisation, for example
             ``dict(type='Kaiming', layer='Conv2d')``. None keeps PyTorch's default.
 
@@ -283,6 +318,7 @@ class BiSeNetV2(BaseModule):
                  out_indices=(0, 1, 2, 3, 4),
                  norm_cfg=dict(type='BN'),  # noqa: B006 - MMSegmentation's convention, read only
                  act_cfg=dict(type='ReLU'),  # noqa: B006
+                 with_cp=False,
                  init_cfg=None):
         super().__init__(init_cfg)
         if bga_upsample not in BGA_UPSAMPLE_MODES:
@@ -306,14 +342,16 @@ class BiSeNetV2(BaseModule):
         cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         depths = [n * int(depth_factor) for n in (2, 2, 4)]
         self.out_indices = out_indices
-        self.detail = DetailBranch(in_channels, detail_channels, **cfg)
+        self.with_cp = with_cp
+        self.detail = DetailBranch(in_channels, detail_channels, with_cp, **cfg)
         self.semantic = SemanticBranch(
-            in_channels, semantic_channels, depths, semantic_expansion_ratio, **cfg)
+            in_channels, semantic_channels, depths, semantic_expansion_ratio, with_cp, **cfg)
         self.bga = BGALayer(bga_channels, bga_bias, bga_upsample, align_corners, **cfg)
         reset_parameters(self)
 
     def forward(self, x):
         """Computes the feature maps named by ``out_indices``, see the class."""
         *stages, context = self.semantic(x)
-        outs = (self.bga(self.detail(x), context), *stages)
+        fused = run(self.bga, self.detail(x), context, with_cp=self.with_cp)
+        outs = (fused, *stages)
         return tuple(outs[i] for i in self.out_indices)

@@ -47,6 +47,8 @@ class FCNHead(MMSegFCNHead):
         fused = (isinstance(self.loss_decode, UpsampleCrossEntropy)
                  and (self.sampler is None or type(self.sampler) is OHEMPixelSampler))
         if not fused:
+            for sample in batch_data_samples:  # PyTorch's cross-entropy takes no uint8
+                sample.gt_sem_seg.data = sample.gt_sem_seg.data.long()
             return super().loss_by_feat(seg_logits, batch_data_samples)
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (N, H, W)
         weight = None if self.sampler is None else self._hard_pixels(seg_logits, labels)

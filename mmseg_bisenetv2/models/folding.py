@@ -51,7 +51,7 @@ class FoldedCopy:
         modules = list(network.modules())
         if torch.is_grad_enabled() or any(
                 module._forward_hooks or module._forward_pre_hooks
-                or isinstance(module, _BatchNorm) and _learns(module) for module in modules):
+                or (isinstance(module, _BatchNorm) and _learns(module)) for module in modules):
             return network
         tensors = [*network.parameters(), *network.buffers()]
         if any(tensor.is_inference() for tensor in tensors):

@@ -124,7 +124,8 @@ def _by_cells(logits, y, x):
         as_tuple=True)
     step = max(1, CELL_BYTES // (4 * logits.size(2) * y.index.size(1) * x.index.size(1)))
     for cells in zip(cell_rows.split(step), cell_columns.split(step), strict=True):
-        outputs = y.index[cells[0]][:, :, None], x.index[cells[1]][:, None, :]  # (n, k, 1), (n, 1, l)
+        # (n, k, 1), (n, 1, l)
+        outputs = y.index[cells[0]][:, :, None], x.index[cells[1]][:, None, :]
         source_y = y.first[outputs[0][:, 0, 0]][:, None] + torch.arange(y.weight.size(1))
         source_x = x.first[outputs[1][:, 0, 0]][:, None] + torch.arange(x.weight.size(1))
         corner = logits[source_y[:, :, None], source_x[:, None, :]]  # (n, taps, taps, C)

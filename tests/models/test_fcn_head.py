@@ -50,3 +50,15 @@ def test_loss_is_the_mean_over_valid_pixels_only():
     theirs.load_state_dict(ours.state_dict())
     ratio = theirs.loss(x, samples, None)['loss_ce'] / ours.loss(x, samples, None)['loss_ce']
     assert ratio.item() == pytest.approx(share, rel=1e-5)
+
+
+def test_uint8_labels_with_mmsegmentations_loss():
+    labels = golden_batch()[1].to(torch.uint8)
+    x = [torch.randn(2, 16, 16, 32)]
+    losses = []
+    for dtype in (torch.uint8, torch.int64):
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None].to(dtype)))
+                   for label in labels]
+        torch.manual_seed(0)
+        losses.append(build().loss(x, samples, None)['loss_ce'])
+    assert losses[0] == losses[1]

@@ -95,3 +95,41 @@ def saved_mb(forward):
     sizes = {box.tensor.data_ptr(): box.tensor.nbytes for box in kept}
     del result
     return sum(sizes.values()) / 1e6
+
+
+@torch.no_grad()
+def balance(model, batch):
+    """Makes every class of an untrained network win somewhere: labels with borders between them.
+
+    Args:
+        model (EncoderDecoder): Its running statistics and ``conv_seg`` are changed.
+        batch (dict): Images as the DataLoader gives them.
+    """
+    inputs = model.data_preprocessor(batch, False)['inputs']
+    # quarters of the picture: the context embedding normalises over the images of a batch
+    inputs = torch.cat(inputs.chunk(4, dim=3))
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1
+    model.train()(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    logits = model.eval()(inputs)
+    seg, deviation = model.decode_head.conv_seg, logits.std((0, 2, 3))
+    seg.bias.sub_(logits.mean((0, 2, 3))).div_(deviation)
+    seg.weight.div_(deviation[:, None, None, None])
+
+
+def as_mmseg(model):
+    """A model config of ours with MMSegmentation's own parts; the weights of one fit the other.
+
+    Args:
+        model (ConfigDict): It is changed.
+    """
+    model.type, model.backbone = 'EncoderDecoder', dict(type='BiSeNetV2')
+    model.data_preprocessor.type = 'SegDataPreProcessor'
+    model.data_preprocessor.pop('channels_last', None)
+    for head in (model.decode_head, *model.auxiliary_head):
+        head.type, head.loss_decode = 'FCNHead', dict(type='CrossEntropyLoss')
+    return model

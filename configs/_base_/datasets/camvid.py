@@ -4,8 +4,7 @@ dataset_type = 'mmseg_bisenetv2.CamVidDataset'
 data_root = 'data/camvid'
 crop_size = (360, 480)
 train_pipeline = _base_.train_pipeline
-train_pipeline[2].scale = (480, 360)  # RandomResize
-train_pipeline[3].crop_size = crop_size  # RandomCrop
+train_pipeline[2].update(scale=(480, 360), crop_size=crop_size)  # RandomResizeCrop
 train_dataloader = dict(
     batch_size=8, dataset=dict(type=dataset_type, data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(type=dataset_type, data_root=data_root))

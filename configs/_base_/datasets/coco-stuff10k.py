@@ -1,6 +1,25 @@
-# COCO-Stuff 10k: MMSegmentation's pipeline, 512x512 crops, batch 16 on one GPU, labels checked.
+# COCO-Stuff 10k: MMSegmentation's pipeline by equal, faster transforms, 512x512 crops, batch 16 on
+# one GPU, labels checked.
 _base_ = 'mmseg::_base_/datasets/coco-stuff10k.py'
 dataset_type = 'mmseg_bisenetv2.COCOStuffDataset'
-train_dataloader = dict(batch_size=16, num_workers=8, dataset=dict(type=dataset_type))
-val_dataloader = dict(dataset=dict(type=dataset_type))
-test_dataloader = val_dataloader
+crop_size = (512, 512)  # (height, width)
+train_pipeline = [
+    dict(type='mmseg_bisenetv2.LoadImageFromFile'),
+    dict(type='mmseg_bisenetv2.LoadAnnotations'),
+    dict(type='mmseg_bisenetv2.RandomResizeCrop', scale=(2048, 512), ratio_range=(0.5, 2.0),
+         crop_size=crop_size, cat_max_ratio=0.75, flip_prob=0.5),
+    dict(type='mmseg_bisenetv2.PhotoMetricDistortion'),
+    dict(type='mmseg_bisenetv2.PackSegInputs'),
+]
+val_pipeline = [  # testing keeps MMSegmentation's, for whose names its inferencer looks
+    dict(type='mmseg_bisenetv2.LoadImageFromFile'),
+    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
+    dict(type='mmseg_bisenetv2.LoadAnnotations'),  # after Resize: compared at full size
+    dict(type='mmseg_bisenetv2.PackSegInputs'),
+]
+train_dataloader = dict(
+    batch_size=16, num_workers=8, dataset=dict(type=dataset_type, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(type=dataset_type, pipeline=val_pipeline))
+test_dataloader = dict(dataset=dict(type=dataset_type))
+val_evaluator = dict(type='mmseg_bisenetv2.IoUMetric')
+test_evaluator = val_evaluator

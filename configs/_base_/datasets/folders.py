@@ -6,15 +6,19 @@ data_root = 'data/my_dataset'
 crop_size = (512, 512)  # (height, width)
 scale = (1280, 720)  # (width, height) that training images are fitted into, times 0.5 to 2
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
+    dict(type='mmseg_bisenetv2.LoadImageFromFile'),
+    dict(type='mmseg_bisenetv2.LoadAnnotations'),
+    dict(type='mmseg_bisenetv2.RandomResizeCrop', scale=scale, ratio_range=(0.5, 2.0),
+         crop_size=crop_size, cat_max_ratio=0.75, flip_prob=0.5),
+    dict(type='mmseg_bisenetv2.PhotoMetricDistortion'),
+    dict(type='mmseg_bisenetv2.PackSegInputs'),
 ]
-test_pipeline = [
+val_pipeline = [
+    dict(type='mmseg_bisenetv2.LoadImageFromFile'),
+    dict(type='mmseg_bisenetv2.LoadAnnotations'),
+    dict(type='mmseg_bisenetv2.PackSegInputs'),
+]
+test_pipeline = [  # MMSegmentation's names: its inferencer looks for them
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
@@ -48,7 +52,8 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'),
-        pipeline=test_pipeline))
-test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+        pipeline=val_pipeline))
+test_dataloader = dict(val_dataloader, dataset=dict(
+    val_dataloader['dataset'], pipeline=test_pipeline))
+val_evaluator = dict(type='mmseg_bisenetv2.IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

@@ -4,7 +4,9 @@
 # linearly from 0.1 to 1 at iteration 1000, poly(i) = (0.05 - 1e-4) (1 - i / 159960)^0.9 + 1e-4.
 _base_ = 'mmseg::_base_/schedules/schedule_160k.py'
 max_iters = 159960
-optimizer = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)  # of every parameter
+# weight decay of every parameter; fused is PyTorch's single kernel: the same result to 1e-7, half
+# the time on the CPU, and under FP16 no wait for the GPU to say whether a gradient overflowed
+optimizer = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
 optim_wrapper = dict(optimizer=optimizer)
 param_scheduler = [
     # MMEngine reaches the end value at iteration end - 1, the reference at iteration end
@@ -16,5 +18,7 @@ param_scheduler = [
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 train_cfg = dict(max_iters=max_iters, val_interval=186 * 20)
 default_hooks = dict(
+    # reads the losses when they are logged: MMEngine's waits for the GPU in every iteration
+    runtime_info=dict(type='mmseg_bisenetv2.RuntimeInfoHook'),
     checkpoint=dict(interval=186 * 20, max_keep_ckpts=3, save_best='mIoU'),
     visualization=dict(interval=1))  # --show-dir draws every image, not every 50th

@@ -1,0 +1,342 @@
+"""The training step: preprocessing, layout, optimiser, checkpointing and log, against the plain."""
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+
+import mmseg_bisenetv2  # noqa: F401
+from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
+from mmseg_bisenetv2.models import SegDataPreProcessor
+
+from mmseg.models import SegDataPreProcessor as MMSegDataPreProcessor
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+CONFIG = Path(__file__).parents[2] / 'configs/bisenetv2_fcn_cityscapes.py'
+MMSEG = 'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py'
+SIZE = (64, 96)
+
+
+def batch(sizes=(SIZE, SIZE), image_dtype=torch.uint8, label_dtype=torch.int64, channels=3):
+    """What the data loader yields, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    images, samples = [], []
+    for size in sizes:
+        image = torch.randint(0, 256, (channels, *size), generator=generator)
+        label = torch.randint(0, 19, (1, *size), generator=generator)
+        label[:, :5] = 255
+        images.append(image.to(image_dtype))
+        samples.append(SegDataSample(
+            gt_sem_seg=PixelData(data=label.to(label_dtype)), metainfo=dict(ori_shape=size)))
+    return dict(inputs=images, data_samples=samples)
+
+
+NORMALISE = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+COLOUR = dict(NORMALISE, bgr_to_rgb=True)
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('options, data', [
+    (dict(COLOUR, size=SIZE), {}),
+    (dict(COLOUR, size=SIZE, pad_val=-7.5, seg_pad_val=254), dict(sizes=[(50, 96), (64, 70)])),
+    (dict(COLOUR, size=(40, 40)), {}),  # smaller than the images: not cropped
+    (dict(COLOUR, size_divisor=32), dict(sizes=[(50, 61), (33, 90)])),
+    (dict(COLOUR, size=SIZE, test_cfg=dict(size_divisor=64)), {}),
+    (dict(COLOUR, size=SIZE), dict(label_dtype=torch.uint8, sizes=[SIZE, (30, 31)])),
+    (dict(COLOUR, size=SIZE), dict(image_dtype=torch.float32)),
+    (dict(NORMALISE, size=SIZE, rgb_to_bgr=True), {}),
+    (dict(size=SIZE, bgr_to_rgb=True), {}),
+    (dict(mean=[1.5], std=[2], bgr_to_rgb=True, size=SIZE), dict(channels=1)),
+    (dict(mean=[1, 2, 3], std=[2, 3, 4], size=SIZE), {}),
+], ids=lambda value: ','.join(value) or 'plain')
+def test_preprocessor_equals_mmseg(options, data, training, channels_last):
+    theirs = MMSegDataPreProcessor(**options)
+    ours = SegDataPreProcessor(**options, channels_last=channels_last)
+    sizes = set(data.get('sizes', []))
+    if not training and len(sizes) > 1:
+        with pytest.raises(AssertionError, match='should be the same'):
+            ours(batch(**data), training)
+        return
+    expected, result = theirs(batch(**data), training), ours(batch(**data), training)
+    assert result['inputs'].dtype == expected['inputs'].dtype
+    assert torch.equal(result['inputs'], expected['inputs'])
+    assert result['inputs'].is_contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    for mine, other in zip(result['data_samples'], expected['data_samples'], strict=True):
+        assert mine.metainfo == other.metainfo
+        assert mine.gt_sem_seg.data.dtype == other.gt_sem_seg.data.dtype
+        assert torch.equal(mine.gt_sem_seg.data, other.gt_sem_seg.data)
+
+
+def test_preprocessor_leaves_the_batch_alone_and_needs_no_labels_to_predict():
+    ours = SegDataPreProcessor(**COLOUR, size=SIZE)
+    data = batch(sizes=[(50, 96), (64, 70)])
+    ours(data, True)
+    for mine, before in zip(data['inputs'], batch(sizes=[(50, 96), (64, 70)])['inputs'],
+                            strict=True):
+        assert torch.equal(mine, before)
+    assert ours(dict(inputs=batch()['inputs']))['data_samples'] is None
+
+
+def test_preprocessor_follows_the_models_type():
+    theirs, ours = (kind(**COLOUR, size=SIZE).double()
+                    for kind in (MMSegDataPreProcessor, SegDataPreProcessor))
+    assert torch.equal(ours(batch(), True)['inputs'], theirs(batch(), True)['inputs'])
+    assert ours(batch(), True)['inputs'].dtype == torch.float64
+
+
+def build(config=CONFIG, size=SIZE, backbone=None, **optimizer):
+    """A model without dropout, and its optimiser, from a config."""
+    if config == MMSEG:
+        config = get_config(MMSEG)
+        for head in (config.model.decode_head, *config.model.auxiliary_head):
+            head.loss_decode.avg_non_ignore = True
+    else:
+        config = Config.fromfile(config)
+        config.model.backbone.update(backbone or {})
+    config.model.data_preprocessor.size = size
+    for head in (config.model.decode_head, *config.model.auxiliary_head):
+        head.dropout_ratio = 0
+    torch.manual_seed(0)
+    model = revert_sync_batchnorm(MODELS.build(config.model)).train()
+    optimizer = dict(config.optim_wrapper.optimizer, **optimizer)
+    return model, build_optim_wrapper(model, dict(type='OptimWrapper', optimizer=optimizer))
+
+
+def test_step_equals_mmseg_in_float64():
+    models, wrappers = zip(build(MMSEG), build(), strict=True)
+    models[0].load_state_dict(models[1].state_dict())
+    layouts = []
+    models[1].backbone.detail.detail_branch[2].register_forward_hook(
+        lambda module, inputs, output: layouts.append(
+            output.is_contiguous(memory_format=torch.channels_last)))
+    for model in models:
+        model.double()
+    for _ in range(2):
+        expected, losses = (model.train_step(batch(), wrapper)
+                            for model, wrapper in zip(models, wrappers, strict=True))
+        assert losses.keys() == expected.keys()
+        for key in losses:  # accuracies are float32
+            assert losses[key].item() == pytest.approx(
+                expected[key].item(), rel=1e-6 if 'acc' in key else 1e-9), key
+    theirs, ours = (model.state_dict() for model in models)
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-7, atol=1e-9)
+    assert layouts == [True, True]
+    assert all(value.is_contiguous() for value in ours.values())  # checkpoints stay as they are
+
+
+@pytest.mark.parametrize('channels', [3, 128])
+def test_fused_sgd_equals_the_plain_loop(channels):
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(channels, 64, 3)
+        options = Config.fromfile(CONFIG).optim_wrapper.optimizer
+        assert options.fused
+        options.update({} if fused else dict(fused=False, foreach=False))
+        wrapper = build_optim_wrapper(layer, dict(type='OptimWrapper', optimizer=options))
+        for _ in range(5):
+            for parameter in layer.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            wrapper.step()
+        results.append(layer.weight.detach())
+    assert (results[0] - results[1]).norm() <= 1e-6 * results[1].norm()
+
+
+def test_fused_sgd_skips_a_step_that_overflowed():
+    model, wrapper = build()
+    scaler = torch.amp.GradScaler('cpu')
+    for value, moves in ((1.0, True), (float('inf'), False)):
+        before = copy.deepcopy(model.state_dict())
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        scaler.scale(torch.ones(()))  # sets the scale up
+        scaler.step(wrapper.optimizer)
+        scaler.update()
+        moved = any(not torch.equal(before[key], tensor)
+                    for key, tensor in model.state_dict().items())
+        assert moved == moves
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_on_the_cpu(dtype):
+    model, wrapper = build()
+    reference, _ = build()
+    scaler = torch.amp.GradScaler('cpu', enabled=dtype == torch.float16)
+    for i in range(2):
+        with torch.autocast('cpu', dtype):
+            losses = model(**model.data_preprocessor(batch(), True), mode='loss')
+        total, log = model.parse_losses(losses)
+        if i == 0:
+            expected, _ = reference.parse_losses(
+                reference(**reference.data_preprocessor(batch(), True), mode='loss'))
+            assert total.item() == pytest.approx(expected.item(), rel=0.02)
+            assert total.dtype == torch.float32
+        scaler.scale(total).backward()
+        scaler.step(wrapper.optimizer)
+        scaler.update()
+        wrapper.zero_grad()
+        assert all(torch.isfinite(value).all() for value in log.values())
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_checkpointing_gives_the_same_and_keeps_less(autocast):
+    results = []
+    for with_cp in (False, True):
+        model, _ = build(backbone=dict(with_cp=with_cp))
+        model = model if autocast else model.double()
+        kept = {}
+        with (torch.autocast('cpu', torch.bfloat16, enabled=autocast),
+              torch.autograd.graph.saved_tensors_hooks(
+                  lambda x, kept=kept: kept.setdefault(x.data_ptr(), x), lambda x: x)):
+            features = model.backbone(model.data_preprocessor(batch(), True)['inputs'])
+            loss = sum(feature.square().mean() for feature in features)
+        size = sum(x.nbytes for x in kept.values())
+        kept.clear()
+        gradients = torch.autograd.grad(loss, list(model.backbone.parameters()))
+        results.append((size, gradients, dict(model.backbone.named_buffers())))
+    (size, gradients, buffers), (size_cp, gradients_cp, buffers_cp) = results
+    assert size_cp < 0.5 * size
+    for expected, gradient in zip(gradients, gradients_cp, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
+    for key, expected in buffers.items():
+        assert torch.equal(buffers_cp[key], expected), key
+        if key.endswith('num_batches_tracked'):
+            assert expected == 1
+
+
+def test_checkpointing_leaves_inference_alone():
+    model, _ = build(backbone=dict(with_cp=True))
+    model.eval()
+    image = torch.randn(1, 3, *SIZE)
+    with torch.no_grad():
+        expected = model.backbone(image)[0]
+    result = model.backbone(image)[0]  # with gradients: recomputed in evaluation mode
+    torch.testing.assert_close(result, expected)
+    before = copy.deepcopy(dict(model.backbone.named_buffers()))
+    result.sum().backward()
+    for key, value in model.backbone.named_buffers():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_compiled_step_equals_eager():
+    (model, wrapper), (other, other_wrapper) = build(), build()
+    step = torch.compile(other.train_step, backend='eager')  # as MMEngine's cfg.compile does
+    for _ in range(2):
+        expected, losses = model.train_step(batch(), wrapper), step(batch(), other_wrapper)
+        for key, value in expected.items():
+            assert losses[key].item() == pytest.approx(value.item(), rel=1e-3), key
+    torch._dynamo.reset()
+
+
+class Model(torch.nn.Module):
+    """Returns the losses of a script."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.calls = 0
+
+    def train_step(self, data, optim_wrapper):
+        self.calls += 1
+        return dict(loss=torch.tensor(1 / self.calls), acc=torch.tensor(self.calls * 1.5))
+
+
+@pytest.mark.parametrize('max_iters, interval', [(7, 3), (6, 3), (5, 9)])
+def test_log_and_checkpoints_are_mmengines(tmp_path, monkeypatch, max_iters, interval):
+    logged, reads = {}, []
+    original = HOOKS.get('RuntimeInfoHook').after_train_iter
+
+    def spy(self, runner, batch_idx, data_batch=None, outputs=None):
+        reads.append(runner.iter)
+        original(self, runner, batch_idx, outputs=outputs)
+
+    monkeypatch.setattr(HOOKS.get('RuntimeInfoHook'), 'after_train_iter', spy)
+    for kind in ('RuntimeInfoHook', 'mmseg_bisenetv2.RuntimeInfoHook'):
+        reads.clear()
+        work = tmp_path / kind
+        Runner(
+            Model(), str(work), train_dataloader=dict(
+                dataset=list(range(40)), batch_size=1, num_workers=0,
+                sampler=dict(type='InfiniteSampler', shuffle=False)),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=99),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            default_hooks=dict(
+                runtime_info=dict(type=kind), logger=dict(type='LoggerHook', interval=interval),
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4)),
+            default_scope='mmseg', experiment_name=f'{kind}{max_iters}{interval}').train()
+        scalars = ''.join(path.read_text() for path in work.glob('*/vis_data/scalars.json'))
+        lines = [json.loads(line) for line in scalars.splitlines()]
+        lines = [(line['step'], line['loss'], line['acc']) for line in lines]
+        states = {}
+        for path in sorted(work.glob('iter_*.pth')):
+            history = torch.load(path, weights_only=False)['message_hub']['log_scalars']
+            states[path.name] = {key: np.array(history[key].data) for key in (
+                'train/loss', 'train/acc')}
+        logged[kind] = lines, states, list(reads)
+    (lines, states, every), (our_lines, our_states, ours) = logged.values()
+    assert every == list(range(max_iters))
+    # all were read, and only where the log, a checkpoint or the end wanted them
+    assert len(ours) == max_iters
+    assert set(ours) <= {i for i in range(max_iters)
+                         if (i + 1) % interval == 0 or (i + 1) % 4 == 0 or i + 1 == max_iters}
+    assert states.keys() == our_states.keys() and states
+    for name, state in states.items():
+        for key, value in state.items():
+            np.testing.assert_array_equal(our_states[name][key], value)
+    assert lines == our_lines
+    assert len(lines) == max_iters // interval
+
+
+def scenes(number, size=(32, 64)):
+    """Middles of toy scenes as a data loader would yield them, two at a time."""
+    batches = []
+    for seed in range(number):
+        images, samples = [], []
+        for i in range(2):
+            image, label = draw_scene(np.random.default_rng([seed, i]), (64, 128))
+            image, label = (torch.from_numpy(x[16:16 + size[0], 32:32 + size[1]].copy())
+                            for x in (image, label))
+            images.append(image.permute(2, 0, 1).contiguous())
+            samples.append(SegDataSample(gt_sem_seg=PixelData(data=label.long()[None])))
+        batches.append(dict(inputs=images, data_samples=samples))
+    return batches
+
+
+def curves(iterations, size=(32, 64)):
+    """Losses of MMSegmentation's training and of ours, same weights and batches, in float64.
+
+    BatchNorm over a handful of values makes the first iterations chaotic: MMSegmentation, its
+    weights turned by 1e-15, is 1e-9, 1e-6, 1e-3 and 1e-2 away from itself after as many steps.
+    """
+    batches = scenes(8, size)
+    state = build(size=size)[0].state_dict()
+    result = []
+    for config in (MMSEG, CONFIG):
+        model, wrapper = build(config, size=size, lr=0.005)
+        model.load_state_dict(state)
+        model.double()
+        result.append([model.train_step(batches[i % 8], wrapper)['loss'].item()
+                       for i in range(iterations)])
+    return np.array(result)
+
+
+def test_loss_curve_equals_mmsegs():
+    theirs, ours = curves(12)
+    assert theirs[-4:].mean() < 0.9 * theirs[:4].mean()
+    np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-4)  # before chaos sets in
+    assert ours.mean() == pytest.approx(theirs.mean(), rel=0.01)
