@@ -14,7 +14,11 @@ export PYTHONWARNINGS := ignore
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[lite,mim,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[lite,mim]'
+	touch $@
+
+.venv/complete: .venv/installed
+	$(BIN)/pip install -c constraints.txt -e '.[lite,mim,deploy,dev]'
 	touch $@
 
 demo: .venv/installed
@@ -26,10 +30,10 @@ demo: .venv/installed
 	$(BIN)/python tools/draw_results.py $(DEMO) "$$(cat $(WORK)/last_checkpoint)" $(WORK) \
 		--test-dir $(WORK)/test
 
-test: .venv/installed
+test: .venv/complete
 	$(BIN)/pytest
 
-lint: .venv/installed
+lint: .venv/complete
 	$(BIN)/ruff check
 
 clean:

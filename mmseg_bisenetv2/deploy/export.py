@@ -1,0 +1,251 @@
+"""Files for other runtimes, each run at once in its runtime and compared with PyTorch."""
+import contextlib
+import io
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmseg_bisenetv2.deploy.description import FILE, KEY, Description
+from mmseg_bisenetv2.deploy.network import LabelNetwork
+from mmseg_bisenetv2.deploy.runtimes import need
+
+OPSET = 18
+TRACED_SIZE = (96, 160)  # of a dynamic graph: any will do
+# 13 % of the multiplications stay as they are. INT8 then has 99.9 % of FP32's labels with a network
+# trained on CamVid, 97.4 to 98.4 % with one trained on RUGD; with only AvgPool left out, 99.6 and
+# 92 to 95 %, and an eighth less time. The first convolution passes on what quantising the image
+# loses; in the other two every addition and multiplication quantises once more. The aggregation's
+# AvgPool must not be in INT8 at all: OpenVINO (2026.4) then pads it with the integer 0, which is
+# not the number 0 in an asymmetric range; wrong borders, and 6 % of the labels lost at 480x360.
+NOT_QUANTISED = [r'.*backbone\.detail\.detail_branch\.0\.0\..*',
+                 r'.*backbone\.semantic\..*',
+                 r'.*backbone\.bga.*']
+
+
+def example(size):
+    """Frames (1, H, W, 3) to trace with."""
+    return torch.zeros(1, *(size or TRACED_SIZE), 3, dtype=torch.uint8)
+
+
+def onnx_model(network, description, size=None):
+    """An ONNX model: 'frames' (N, H, W, 3) uint8 BGR -> 'labels' (N, H, W) uint8.
+
+    Args:
+        network (FrameNetwork): In float32.
+        description (Description): Goes into its metadata.
+        size (tuple, optional): (height, width) of the frames; any by default, N too.
+
+    Returns:
+        onnx.ModelProto: With a tensor 'logits' (N, C, H/8, W/8) inside.
+    """
+    return _to_onnx(
+        LabelNetwork(network, description.align_corners), example(size), description,
+        inputs=dict(frames={0: 'n', 1: 'height', 2: 'width'}), outputs=['labels', 'logits'],
+        dynamic=size is None)
+
+
+def raw_onnx_model(network, description, size=None):
+    """An ONNX model: 'images' (N, 3, H, W) normalised float32 -> 'logits' (N, C, H/8, W/8).
+
+    Args:
+        network (ImageNetwork): In float32.
+        description (Description): Goes into its metadata.
+        size (tuple, optional): (height, width) of the images; any by default, N too.
+    """
+    return _to_onnx(
+        network, torch.zeros(1, 3, *(size or TRACED_SIZE)), description,
+        inputs=dict(images={0: 'n', 2: 'height', 3: 'width'}), outputs=['logits'],
+        dynamic=size is None)
+
+
+def _to_onnx(network, sample, description, inputs, outputs, dynamic):
+    onnx = need('onnx')
+    need('onnxscript')
+    with _quiet():
+        program = torch.onnx.export(
+            network.eval(), (sample, ), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=list(inputs), output_names=outputs,
+            dynamic_shapes=tuple(inputs.values()) if dynamic else None)
+    model = program.model_proto
+    for output in list(model.graph.output)[1:]:  # stays inside, by its name
+        model.graph.output.remove(output)
+    for node in model.graph.node:  # where each came from in Python: half of the text of the file
+        del node.metadata_props[:]
+        node.doc_string = ''
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, description.to_json()
+    onnx.checker.check_model(model)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the exporter's notes on operators that nothing here uses."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def openvino_model(network, description, size=None):
+    """An OpenVINO model: 'frames' (N, H, W, 3) uint8 BGR -> 'labels' (N, H, W) uint8.
+
+    Args:
+        network (FrameNetwork): In float32.
+        description (Description): Goes into its rt_info.
+        size (tuple, optional): (height, width) of the frames; any by default, N too.
+
+    Returns:
+        openvino.Model: With a tensor 'logits' (N, C, H/8, W/8) inside.
+    """
+    model = openvino_logits(network, size)
+    return with_labels(model, description)
+
+
+def openvino_logits(network, size=None):
+    """The part of :func:`openvino_model` up to the logits, which alone is quantised."""
+    openvino = need('openvino')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of the tracer: constants that are constant indeed
+        model = openvino.convert_model(network.eval(), example_input=example(size))
+    model.reshape([1, *size, 3] if size else [-1, -1, -1, 3])
+    model.input(0).set_names({'frames'})
+    model.output(0).set_names({'logits'})
+    return model
+
+
+def with_labels(model, description):
+    """Appends resizing and argmax to an OpenVINO model that gives logits; see LabelNetwork."""
+    openvino = need('openvino')
+    ops = need('openvino.opset13')
+    frames, logits = model.input(0), model.output(0).get_node().input_value(0)
+    size = ops.gather(ops.shape_of(frames), np.array([1, 2]), np.array(0))
+    full = ops.interpolate(
+        logits, size, 'linear_onnx', 'sizes', axes=np.array([2, 3]),
+        coordinate_transformation_mode=(
+            'align_corners' if description.align_corners else 'half_pixel'))
+    highest = ops.reduce_max(full, np.array([1]), keep_dims=True)
+    number = len(description.classes)
+    classes = np.arange(number, dtype=np.float32).reshape(1, -1, 1, 1)
+    chosen = ops.select(ops.greater_equal(full, highest), classes, np.float32(number))
+    labels = ops.convert(ops.reduce_min(chosen, np.array([1])), 'u8')
+    logits.get_tensor().set_names({'logits'})
+    result = openvino.Model([labels.output(0)], model.get_parameters(), 'bisenetv2')
+    result.output(0).set_names({'labels'})
+    result.set_rt_info(description.to_json(), KEY)
+    return result
+
+
+def quantise(network, description, frames, size=None):
+    """An OpenVINO model in INT8, calibrated on frames; see :func:`openvino_model`.
+
+    The detail branch and the decode head are in INT8, 87 % of the multiplications.
+
+    Args:
+        network (FrameNetwork): In float32.
+        description (Description): Goes into its rt_info.
+        frames (Sequence[np.ndarray]): Calibration frames (H, W, 3), uint8, BGR, at the size that
+            the network will see; a few dozen are enough.
+        size (tuple, optional): As for :func:`openvino_model`.
+    """
+    # Bias correction costs up to 1 % of the labels. The overflow fix takes one bit from the weights
+    # of the first quantised layer, meant for one that reads the image, which is not so here.
+    nncf = need('nncf')
+    advanced = need('nncf.quantization.advanced_parameters')
+    model = nncf.quantize(
+        openvino_logits(network, size),
+        nncf.Dataset(frames, lambda frame: np.ascontiguousarray(frame)[None]),
+        preset=nncf.QuantizationPreset.MIXED, subset_size=len(frames),
+        ignored_scope=nncf.IgnoredScope(patterns=NOT_QUANTISED),
+        advanced_parameters=advanced.AdvancedQuantizationParameters(
+            disable_bias_correction=True, overflow_fix=advanced.OverflowFix.DISABLE))
+    return with_labels(model, description)
+
+
+def torch_program(network, description, size=None):
+    """A ``torch.export`` program: frames (N, H, W, 3) uint8 -> labels and logits.
+
+    Args:
+        network (FrameNetwork): In float32.
+        description (Description): How logits are resized.
+        size (tuple, optional): (height, width) of the frames; any from 8x8 by default.
+    """
+    sample = example(size)
+    dynamic = None
+    if size is None:
+        auto = torch.export.Dim.AUTO
+        dynamic = ({1: auto, 2: auto}, )
+    return torch.export.export(
+        LabelNetwork(network, description.align_corners).eval(), (sample, ),
+        dynamic_shapes=dynamic)
+
+
+def save(model, path, description):
+    """Writes any of these models, so that ``path`` appears only once it is complete.
+
+    Args:
+        model: An ONNX, OpenVINO or torch.export model.
+        path (str | Path): Ends in .onnx, .xml or .pt2.
+        description (Description): For the archive of ``torch.export``.
+
+    Returns:
+        list[Path]: The files.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'unfinished_{path.name}')
+    if path.suffix == '.onnx':
+        need('onnx').save(model, unfinished)
+        written = [path]
+    elif path.suffix == '.xml':
+        need('openvino').save_model(model, unfinished, compress_to_fp16=False)
+        written = [path.with_suffix('.bin'), path]
+    else:
+        torch.export.save(model, unfinished, extra_files={FILE: description.to_json()})
+        written = [path]
+    for file in written:
+        os.replace(unfinished.with_suffix(file.suffix), file)
+    return written
+
+
+def read(path):
+    """Reads a file that :func:`save` wrote.
+
+    Args:
+        path (str | Path): Ends in .onnx, .xml or .pt2.
+
+    Returns:
+        tuple: Its :class:`Description`, and the ONNX, OpenVINO or torch.export model.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it cannot be read, or is of another origin.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'No file {path}')
+    try:
+        if path.suffix == '.onnx':
+            model = need('onnx').load(path)
+            text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
+        elif path.suffix == '.xml':
+            model = need('openvino').Core().read_model(path)
+            text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+        else:
+            extra = {FILE: ''}
+            model = torch.export.load(path, extra_files=extra)
+            text = extra[FILE]
+    except ImportError:
+        raise
+    except Exception as error:  # each library has its own
+        raise ValueError(f'{path} cannot be read: {error}'.splitlines()[0]) from error
+    return Description.from_json(text, path), model

@@ -1,0 +1,112 @@
+"""The network as it is deployed: camera frames in, labels out, nothing that only training needs.
+
+The model that was trained is not changed: everything here works on a folded copy of it.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmseg_bisenetv2.models.bisenetv2 import BiSeNetV2
+from mmseg_bisenetv2.models.folding import fold_batch_norm
+
+
+class FrameNetwork(nn.Module):
+    """From camera frames to low-resolution logits: normalisation, backbone, decode head.
+
+    BatchNorm is folded into the convolutions and the auxiliary heads are left out. The order of
+    the channels and the standard deviation go into the two convolutions that see the image; the
+    mean is subtracted, since their padding is zero.
+
+    Args:
+        model (EncoderDecoder): MMSegmentation's or ours, with a BiSeNetV2 of this package.
+
+    Raises:
+        TypeError: If it has another backbone, or a neck.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.backbone, self.decode_head = _without_training_parts(model)
+        preprocessor = model.data_preprocessor
+        mean, std = (getattr(preprocessor, name, torch.full((3, ), value)).flatten()
+                     for name, value in (('mean', 0.0), ('std', 1.0)))
+        swap = preprocessor.channel_conversion
+        for conv in (self.backbone.detail.detail_branch[0][0].conv,
+                     self.backbone.semantic.stage1.conv_first.conv):
+            weight = conv.weight / std[:, None, None]
+            conv.weight.data = (weight.flip(1) if swap else weight).contiguous(
+                memory_format=torch.channels_last)
+        mean = mean.flip(0) if swap else mean
+        self.register_buffer('mean', mean.clone().view(1, 3, 1, 1), persistent=False)
+
+    def set_precision(self, dtype):
+        """Weights and activations in ``dtype``; the mean is subtracted in float32. Returns self."""
+        self.backbone.to(dtype)
+        self.decode_head.to(dtype)
+        return self
+
+    def forward(self, frames):
+        """Frames (N, H, W, 3), uint8, BGR -> logits (N, C, H/8, W/8)."""
+        images = frames.permute(0, 3, 1, 2) - self.mean  # float32, channels-last
+        return self.decode_head(self.backbone(images.to(self.decode_head.conv_seg.weight.dtype)))
+
+
+class ImageNetwork(nn.Module):
+    """The same from normalised RGB images, for pipelines that have them already.
+
+    Args:
+        model (EncoderDecoder): As for :class:`FrameNetwork`.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.backbone, self.decode_head = _without_training_parts(model)
+
+    def forward(self, images):
+        """Images (N, 3, H, W), normalised float -> logits (N, C, H/8, W/8)."""
+        return self.decode_head(self.backbone(images))
+
+
+def _without_training_parts(model):
+    if not isinstance(model.backbone, BiSeNetV2) or model.with_neck:
+        raise TypeError(
+            f'A {type(model.backbone).__name__}{" with a neck" * model.with_neck} cannot be '
+            'deployed with this package: expected mmseg_bisenetv2.BiSeNetV2 alone')
+    if model.decode_head.in_index != 0 or model.out_channels == 1:
+        raise TypeError(
+            f'A decode head with in_index={model.decode_head.in_index} and '
+            f'{model.out_channels} output channels cannot be deployed with this package: expected '
+            'the aggregation (0) and two channels at least')
+    network = fold_batch_norm(nn.Sequential(model.backbone, model.decode_head).eval())
+    network[0].out_indices = (0, )
+    return network
+
+
+class LabelNetwork(nn.Module):
+    """From frames to labels, in operations that every runtime has.
+
+    The argmax is written as a maximum, a comparison and a minimum. As an ArgMax, TensorRT would
+    sort (its TopK, without uint8 and slow across channels), and OpenVINO takes twice the time.
+
+    Args:
+        network (FrameNetwork): What gives the logits.
+        align_corners (bool): As in :func:`torch.nn.functional.interpolate`.
+    """
+
+    def __init__(self, network, align_corners=False):
+        super().__init__()
+        self.network = network
+        self.align_corners = align_corners
+        classes = network.decode_head.out_channels
+        self.register_buffer(
+            'classes', torch.arange(classes, dtype=torch.float32).view(1, -1, 1, 1),
+            persistent=False)
+
+    def forward(self, frames):
+        """Frames (N, H, W, 3) -> labels (N, H, W), uint8, and the logits (N, C, H/8, W/8)."""
+        logits = self.network(frames).float()
+        full = F.interpolate(
+            logits, frames.shape[1:3], mode='bilinear', align_corners=self.align_corners)
+        highest = full.amax(1, keepdim=True)
+        labels = torch.where(full >= highest, self.classes, float(self.classes.numel())).amin(1)
+        return labels.to(torch.uint8), logits

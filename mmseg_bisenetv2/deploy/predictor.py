@@ -1,0 +1,243 @@
+"""From a picture to its label map, on the fastest runtime that is installed."""
+import importlib.util
+import os
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from mmseg_bisenetv2.deploy import export
+from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy.network import FrameNetwork
+from mmseg_bisenetv2.deploy.runtimes import (
+    ONNXRuntimeRuntime,
+    OpenVINORuntime,
+    TorchRuntime,
+    cpu_has_bf16,
+)
+from mmseg_bisenetv2.models.upsample_argmax import Side, upsample_argmax
+
+from mmseg.apis import init_model
+
+PRECISIONS = dict(  # of each backend
+    torch=dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16),
+    openvino=('fp32', 'bf16'),
+    onnxruntime=('fp32', ))
+EXPORTED = {'.pt2': 'torch', '.xml': 'openvino', '.onnx': 'onnxruntime'}  # and what runs it
+
+
+class Predictor:
+    """Label maps of pictures: ``labels = Predictor(config, checkpoint)(cv2.imread('street.png'))``.
+
+    It may be called from several threads.
+
+    Args:
+        config (str | Path): A config; or a file that tools/export.py wrote (.onnx, .xml, .pt2),
+            which says itself what it holds and which backend runs it.
+        checkpoint (str | Path, optional): Weights of any dialect. None: random ones.
+        backend (str): 'torch', 'openvino', 'onnxruntime', or 'auto': 'torch' on a GPU, else the
+            first installed of 'openvino', 'onnxruntime', 'torch'. ``.backend`` says which.
+        precision (str): 'fp32', 'bf16', 'fp16', or 'auto': FP16 on a GPU, BF16 on processors that
+            multiply it, where the backend can, else FP32. ``.precision`` says which; for a file
+            that was quantised it is 'int8'.
+        device (str | torch.device, optional): By default 'cuda' if there is a GPU, else 'cpu'.
+        size (tuple, optional): (height, width) at which the network sees every picture. By
+            default as the config's test pipeline resizes, so that labels are those of `mim test`.
+        threads (int, optional): Of the processor; all cores by default. With 'torch' this is
+            PyTorch's setting for the whole process.
+
+    Raises:
+        ValueError: If an option has a value that it, or this backend, does not know.
+        ImportError: If the runtime asked for is not installed.
+    """
+
+    def __init__(self, config, checkpoint=None, backend='auto', precision='auto', device=None,
+                 size=None, threads=None):
+        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        self.size = size
+        self._last = threading.local()
+        fixed = EXPORTED.get(Path(config).suffix)
+        self.backend = self._choose_backend(backend, fixed)
+        if fixed:
+            if checkpoint:
+                raise ValueError(f'{config} holds its weights: expected no checkpoint beside it')
+            self.description, model = export.read(config)
+        else:
+            model = init_model(str(config), checkpoint and str(checkpoint), device='cpu')
+            self.description = Description.of(model, checkpoint)
+            model = FrameNetwork(model)
+        self.precision = self._choose_precision(precision, fixed)
+        self.runtime = self._start(model, fixed, threads)
+        self.classes = self.description.classes
+        self.palette = np.array(self.description.palette, np.uint8).reshape(-1, 3)
+
+    def _choose_backend(self, backend, fixed):
+        if backend not in ('auto', *PRECISIONS):
+            raise ValueError(f"backend={backend!r}: expected 'auto' or one of {[*PRECISIONS]}")
+        if fixed and backend not in ('auto', fixed):
+            raise ValueError(f'backend={backend!r}: this file is for {fixed!r}')
+        backend = fixed or backend
+        if backend == 'auto':
+            if self.device.type != 'cpu':
+                return 'torch'
+            if importlib.util.find_spec('openvino'):
+                return 'openvino'
+            complete = all(map(importlib.util.find_spec, ('onnxruntime', 'onnx', 'onnxscript')))
+            return 'onnxruntime' if complete else 'torch'
+        if backend == 'openvino' and self.device.type != 'cpu':
+            raise ValueError(f"backend='openvino' runs on the CPU, not on {self.device}")
+        return backend
+
+    def _choose_precision(self, precision, fixed):
+        if self.description.precision == 'int8':
+            if precision not in ('auto', 'int8'):
+                raise ValueError(f"precision={precision!r}, but the file was quantised to 'int8'")
+            return 'int8'
+        possible = PRECISIONS[self.backend]
+        if fixed == 'torch':
+            possible = ('fp32', )  # fixed at export
+        if precision == 'auto':
+            wish = 'fp16' if self.device.type == 'cuda' else 'bf16' if cpu_has_bf16() else 'fp32'
+            return wish if wish in possible else 'fp32'
+        if precision not in possible:
+            raise ValueError(f"precision={precision!r}: {self.backend!r} has 'auto' and "
+                             f'{list(possible)} here')
+        return precision
+
+    def _start(self, model, fixed, threads):
+        if self.backend == 'openvino':
+            model = model if fixed else export.openvino_model(model, self.description)
+            return OpenVINORuntime(model, self.precision, threads)
+        if self.backend == 'onnxruntime':
+            model = model if fixed else export.onnx_model(model, self.description)
+            return ONNXRuntimeRuntime(model, self.device, threads)
+        if threads:
+            torch.set_num_threads(threads)
+        if not fixed:
+            model.set_precision(PRECISIONS['torch'][self.precision])
+        return TorchRuntime(model, self.device)
+
+    def __call__(self, image):
+        """Labels of a picture, or of several.
+
+        Args:
+            image: (H, W, 3), uint8, BGR, as OpenCV reads it. Grey pictures, those with an alpha
+                channel, and 16-bit ones are converted as OpenCV does. Or a path. Or a list of
+                these, or (N, H, W, 3); pictures of one size go through the network together.
+
+        Returns:
+            np.ndarray: Class of each pixel, (H, W), uint8, at the size of the picture. For
+            several, a list of them.
+
+        Raises:
+            FileNotFoundError: If a path leads nowhere.
+            ValueError: If a file cannot be decoded, or an array is no picture.
+        """
+        several = isinstance(image, (list, tuple)) or getattr(image, 'ndim', 0) == 4
+        images = [read_image(item) for item in image] if several else [read_image(image)]
+        self._last.seconds = 0.0
+        labels = [None] * len(images)
+        for indices in _same_size(images):
+            for index, result in zip(indices, self._predict([images[i] for i in indices]),
+                                     strict=True):
+                labels[index] = result
+        return labels if several else labels[0]
+
+    def _predict(self, images):
+        height, width = images[0].shape[:2]
+        size = self.size or self.description.network_size(height, width)
+        frames = [image if image.shape[:2] == size else
+                  cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+                  for image in images]
+        frames = np.ascontiguousarray(frames[0][None]) if len(frames) == 1 else np.stack(frames)
+        start = time.perf_counter()
+        logits = self.runtime(frames)
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)
+        self._last.seconds += time.perf_counter() - start
+        rows = Side(size[0], 0, size[0], False, height)
+        columns = Side(size[1], 0, size[1], False, width)
+        for low in logits:
+            labels = upsample_argmax(low, rows, columns, self.description.align_corners)
+            yield labels.cpu().numpy()
+
+    @property
+    def network_seconds(self):
+        """How long the network took in this thread's last call, without what is around it."""
+        return getattr(self._last, 'seconds', 0.0)
+
+    def warm_up(self, height, width, batch=1):
+        """Compiles for pictures of this size, so that the first is as fast as the others."""
+        self([np.zeros((height, width, 3), np.uint8)] * batch)
+
+    def overlay(self, image, labels, opacity=0.5):
+        """The picture with its labels in the colours of the palette.
+
+        Args:
+            image: (H, W, 3), uint8, BGR, or a path.
+            labels: (H, W), what the predictor returned. Ids without a class leave the picture.
+            opacity: Of the colours, 0 to 1.
+
+        Returns:
+            np.ndarray: (H, W, 3), uint8, BGR.
+        """
+        image = read_image(image)
+        if image.shape[:2] != labels.shape:
+            raise ValueError(f'labels of {labels.shape} for a picture of {image.shape[:2]}')
+        colours = np.zeros((256, 1, 3), np.uint8)
+        colours[:len(self.palette), 0] = self.palette[:, ::-1]  # RGB -> BGR
+        index = cv2.merge([labels] * 3)
+        blended = cv2.addWeighted(image, 1 - opacity, cv2.LUT(index, colours), opacity, 0)
+        other = labels >= len(self.palette)
+        if other.any():
+            blended[other] = image[other]
+        return blended
+
+
+def _same_size(images):
+    groups = {}
+    for index, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(index)
+    return groups.values()
+
+
+def read_image(image):
+    """A picture as (H, W, 3), uint8, BGR.
+
+    Args:
+        image: A path, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16.
+
+    Raises:
+        FileNotFoundError: If the path leads nowhere.
+        ValueError: If the file cannot be decoded, or the array is no picture.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        if not path.is_file():
+            raise FileNotFoundError(f'No picture {path}')
+        data = np.fromfile(path, np.uint8)  # cv2.imread cannot open every name on every system
+        try:
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # None where it is no picture
+            cause = 'truncated, or no picture'
+        except cv2.error as error:  # empty, or too large
+            image, cause = None, error.err
+        if image is None:
+            raise ValueError(f'{path} cannot be decoded: {cause}')
+        return image
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f'Expected a path or an array (H, W, 3), uint8, BGR; got {type(image)}')
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise ValueError(f'Expected a picture (H, W, 3), uint8, BGR; got {image.shape}')
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise ValueError(f'Expected a picture (H, W, 3), uint8, BGR; got {image.dtype}. If its '
+                         'values run from 0 to 1: (255 * image).round().astype(np.uint8)')
+    if image.shape[2] == 3:
+        return image
+    return image[:, :, :3] if image.shape[2] == 4 else np.repeat(image, 3, 2)

@@ -1,0 +1,174 @@
+"""What runs the network: PyTorch, OpenVINO or ONNX Runtime, all from frames to logits.
+
+A runtime is called with frames (N, H, W, 3), uint8, BGR, C-contiguous, and returns logits
+(N, C, h, w) as a tensor. It may be called from several threads.
+"""
+import importlib
+import threading
+
+import torch
+
+
+def need(module):
+    """Imports an optional package.
+
+    Raises:
+        ImportError: That names the extra which brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f'{module} is not installed: pip install -c constraints.txt "mmseg_bisenetv2[deploy]"'
+        ) from error
+
+
+def cpu_has_bf16():
+    """Whether the processor multiplies BF16 (AVX-512 BF16 or AMX), so that it is worth it."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class TorchRuntime:
+    """The network itself, or an archive of ``torch.export``.
+
+    On the CPU it runs in channels-last, on a GPU as one CUDA graph for each size of frame.
+
+    Args:
+        network (FrameNetwork | ExportedProgram): In the precision that it shall have.
+        device (torch.device): Where.
+    """
+
+    MAX_GRAPHS = 4
+
+    def __init__(self, network, device):
+        if isinstance(network, torch.export.ExportedProgram):
+            program = network.module().to(device)
+            self.network = lambda frames: program(frames)[1]  # the labels come before the logits
+        else:
+            self.network = network.to(device)
+        self.device = device
+        self.graphs = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, frames):
+        """See the module."""
+        frames = torch.from_numpy(frames)
+        with torch.inference_mode():
+            return self.network(frames) if self.device.type == 'cpu' else self._replay(frames)
+
+    def _replay(self, frames):
+        with self.lock, torch.cuda.device(self.device):
+            if frames.shape not in self.graphs:
+                if len(self.graphs) == self.MAX_GRAPHS:
+                    del self.graphs[next(iter(self.graphs))]
+                self.graphs[frames.shape] = self._capture(frames.shape)
+            graph, static, logits = self.graphs[frames.shape]
+            static.copy_(frames, non_blocking=True)
+            graph.replay()
+            return logits.clone()
+
+    def _capture(self, shape):
+        static = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # what cuDNN and the allocator do only at first
+                self.network(static)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self.network(static)
+        return graph, static, logits
+
+
+def openvino_config(precision, threads=None):
+    """What OpenVINO has to be told: of itself it computes in BF16 where the processor can.
+
+    An INT8 file does so on purpose with the layers that are not quantised: 280 instead of 350 ms
+    for 2048x1024 on two Zen 4 cores, and 0.05 to 0.5 % of the labels.
+    """
+    bf16 = precision == 'bf16' or (precision == 'int8' and cpu_has_bf16())
+    config = dict(PERFORMANCE_HINT='LATENCY',
+                  INFERENCE_PRECISION_HINT='bf16' if bf16 else 'f32')
+    return config | (dict(INFERENCE_NUM_THREADS=threads) if threads else {})
+
+
+class OpenVINORuntime:
+    """An OpenVINO model, compiled for each size of frame.
+
+    Args:
+        model (openvino.Model): From 'frames' to a tensor named 'logits'; other outputs are cut.
+        precision (str): 'fp32' or 'bf16'; quantised layers stay in INT8 with both.
+        threads (int, optional): How many; all cores by default.
+    """
+
+    MAX_SIZES = 4  # from then on one model for any size, which is slower at first
+
+    def __init__(self, model, precision, threads=None):
+        self.openvino = need('openvino')
+        self.model = only_logits(model)
+        self.config = openvino_config(precision, threads)
+        self.compiled = {}
+        self.requests = threading.local()
+        self.lock = threading.Lock()
+
+    def __call__(self, frames):
+        """See the module."""
+        shape = frames.shape
+        with self.lock:
+            if shape not in self.compiled and len(self.compiled) >= self.MAX_SIZES:
+                shape = (-1, -1, -1, 3)
+            if shape not in self.compiled:
+                model = self.model.clone()
+                model.reshape(list(shape))
+                self.compiled[shape] = self.openvino.Core().compile_model(
+                    model, 'CPU', self.config)
+        own = self.requests.__dict__  # a request serves one thread at a time
+        if shape not in own:
+            own[shape] = self.compiled[shape].create_infer_request()
+        result = own[shape].infer([frames], share_inputs=True)
+        return torch.from_numpy(result[0])
+
+
+def only_logits(model):
+    """An OpenVINO model that ends at its tensor 'logits'."""
+    openvino = need('openvino')
+    for node in model.get_ordered_ops():
+        for output in node.outputs():
+            if 'logits' in output.get_names():
+                return openvino.Model([output], model.get_parameters())
+    raise ValueError('The OpenVINO model has no tensor "logits": it was not written by '
+                     'tools/export.py')
+
+
+class ONNXRuntimeRuntime:
+    """An ONNX model in ONNX Runtime.
+
+    Args:
+        model (onnx.ModelProto): From 'frames' to a tensor named 'logits'.
+        device (torch.device): The CPU, or a GPU if onnxruntime-gpu is installed.
+        threads (int, optional): How many on the CPU; all cores by default.
+    """
+
+    def __init__(self, model, device, threads=None):
+        onnxruntime, onnx = need('onnxruntime'), need('onnx')
+        cut = onnx.ModelProto()
+        cut.CopyFrom(model)
+        if not any('logits' in node.output for node in cut.graph.node):
+            raise ValueError('The ONNX model has no tensor "logits": it was not written by '
+                             'tools/export.py')
+        del cut.graph.output[:]  # what only served the labels is then removed
+        cut.graph.output.append(onnx.helper.make_tensor_value_info(
+            'logits', onnx.TensorProto.FLOAT, None))
+        options = onnxruntime.SessionOptions()
+        if threads:
+            options.intra_op_num_threads = threads
+        provider = 'CUDAExecutionProvider' if device.type == 'cuda' else 'CPUExecutionProvider'
+        if provider not in onnxruntime.get_available_providers():
+            raise ImportError(f'This ONNX Runtime has no {provider}: pip install onnxruntime-gpu')
+        self.session = onnxruntime.InferenceSession(
+            cut.SerializeToString(), options, providers=[provider])
+
+    def __call__(self, frames):
+        """See the module."""
+        return torch.from_numpy(self.session.run(['logits'], {'frames': frames})[0])

@@ -1,0 +1,170 @@
+"""Whether an exported file does what PyTorch does: it is run at once, on real-sized pictures."""
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from mmseg_bisenetv2.deploy import export
+from mmseg_bisenetv2.deploy.network import FrameNetwork, ImageNetwork
+from mmseg_bisenetv2.deploy.predictor import read_image
+from mmseg_bisenetv2.deploy.runtimes import need, openvino_config
+from mmseg_bisenetv2.metrics import IoUMetric
+from mmseg_bisenetv2.models.upsample_argmax import upsample_argmax
+
+# Least share of pixels, in per cent, whose label is that of PyTorch in FP32
+MIN_AGREEMENT = dict(fp32=99.9, bf16=99.0, int8=98.0)
+
+
+class DisagreementError(RuntimeError):
+    """An exported file does not do what PyTorch does; it was removed."""
+
+
+def export_and_verify(model, description, path, pictures, size=None, raw=False, calibration=(),
+                      min_agreement=None, truths=None, max_miou_drop=0.5):
+    """Writes a file, runs it in its runtime, and removes it again if it disagrees.
+
+    Args:
+        model (EncoderDecoder): What ``mmseg.apis.init_model`` returned.
+        description (Description): Of it; its ``precision`` is that of the file.
+        path (str | Path): Ends in .onnx, .xml or .pt2.
+        pictures (Sequence): Paths, or arrays (H, W, 3), uint8, BGR, to compare on.
+        size (tuple, optional): (height, width) of the frames; any by default.
+        raw (bool): Normalised images in and logits out; for .onnx only.
+        calibration (Sequence): Pictures to quantise with, where ``precision`` is 'int8'.
+        min_agreement (float, optional): In per cent; by default MIN_AGREEMENT.
+        truths (Sequence[np.ndarray], optional): The true labels of the pictures, for the mIoU.
+        max_miou_drop (float): How many points of mIoU the file may lose, with ``truths``.
+
+    Returns:
+        dict: The figures: agreement and largest difference of the logits, mIoU if asked for.
+
+    Raises:
+        DisagreementError: If a figure is out of its bounds. The files are gone then.
+        ValueError: If the options do not go together.
+    """
+    path, precision = Path(path), description.precision
+    if path.suffix not in ('.onnx', '.xml', '.pt2'):
+        raise ValueError(f'{path}: expected a name that ends in .onnx, .xml or .pt2')
+    if raw and path.suffix != '.onnx':
+        raise ValueError(f'{path}: raw export is for .onnx')
+    if precision != 'fp32' and path.suffix != '.xml':
+        raise ValueError(f'{path}: {precision} is for OpenVINO, .xml')
+    if precision == 'int8' and not calibration:
+        raise ValueError('INT8 needs pictures to calibrate on')
+    network = FrameNetwork(model)
+
+    def frame(picture):
+        image = read_image(picture)
+        wanted = size or description.network_size(*image.shape[:2])
+        return cv2.resize(image, wanted[::-1]) if image.shape[:2] != wanted else image
+
+    if path.suffix == '.onnx':
+        built = (export.raw_onnx_model(ImageNetwork(model), description, size) if raw else
+                 export.onnx_model(network, description, size))
+    elif path.suffix == '.pt2':
+        built = export.torch_program(network, description, size)
+    elif precision == 'int8':
+        built = export.quantise(network, description, list(map(frame, calibration)), size)
+    else:
+        built = export.openvino_model(network, description, size)
+    files = export.save(built, path, description)
+    try:
+        figures = _compare(path, model, network, description, list(map(frame, pictures)), raw,
+                           truths)
+        least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
+        if not figures['agreement'] >= least:
+            raise DisagreementError(
+                f'{path} agrees with PyTorch on {figures["agreement"]:.3f} % of the pixels, '
+                f'expected {least} %. It was removed')
+        if truths and not figures['miou'] >= figures['pytorch_miou'] - max_miou_drop:
+            raise DisagreementError(
+                f'{path} has {figures["miou"]:.2f} % mIoU, PyTorch {figures["pytorch_miou"]:.2f} '
+                f'%, expected {max_miou_drop} less at most. It was removed')
+    except BaseException:
+        for file in files:
+            file.unlink()
+        raise
+    return dict(figures, size_mb=sum(file.stat().st_size for file in files) / 1e6)
+
+
+def _compare(path, model, network, description, frames, raw, truths):
+    run = start_raw(path, model) if raw else start(path, description.precision)
+    same = total = 0
+    largest = 0.0
+    counts = {}
+    for i, frame in enumerate(frames):
+        with torch.inference_mode():
+            logits = network(torch.from_numpy(frame[None]))[0].float()
+        expected = upsample_argmax(logits, *frame.shape[:2], description.align_corners).numpy()
+        labels, other = run(frame)
+        if labels is None:
+            labels = upsample_argmax(torch.from_numpy(other), *frame.shape[:2],
+                                     description.align_corners).numpy()
+        if labels.shape != expected.shape or labels.dtype != np.uint8:
+            raise DisagreementError(f'{path} gives labels {labels.shape} of {labels.dtype}, '
+                                    f'expected {expected.shape} of uint8. It was removed')
+        same += (labels == expected).sum()
+        total += labels.size
+        if other is not None:
+            largest = max(largest, float(np.abs(other - logits.numpy()).max()))
+        for name, result in (('pytorch_miou', expected), ('miou', labels)) if truths else ():
+            truth = truths[i]
+            result = cv2.resize(result, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
+            counts[name] = counts.get(name, 0) + IoUMetric.intersect_and_union(
+                torch.from_numpy(result), torch.from_numpy(truth), len(description.classes), 255)
+    return dict(agreement=100 * same / total, logit_difference=largest or None,
+                **{name: miou(confusion) for name, confusion in counts.items()})
+
+
+def miou(confusion):
+    """Mean intersection over union, in per cent, of the classes that occur.
+
+    Args:
+        confusion (Tensor): As :meth:`IoUMetric.intersect_and_union` counts it.
+    """
+    correct = confusion.diag()[:-1].double()
+    union = (confusion.sum(0) + confusion.sum(1))[:-1] - correct
+    return 100 * float((correct / union)[union > 0].mean())
+
+
+def start(path, precision='fp32'):
+    """An exported file in its runtime, as somebody without this package would run it.
+
+    Args:
+        path (str | Path): Ends in .onnx, .xml or .pt2.
+        precision (str): For OpenVINO.
+
+    Returns:
+        Callable: From a frame (H, W, 3) to its labels (H, W), and to the logits (C, h, w) where
+        the file gives them.
+    """
+    path = Path(path)
+    if path.suffix == '.onnx':
+        session = need('onnxruntime').InferenceSession(
+            path, providers=['CPUExecutionProvider'])
+        return lambda frame: (session.run(['labels'], {'frames': frame[None]})[0][0], None)
+    if path.suffix == '.xml':
+        compiled = need('openvino').Core().compile_model(
+            path, 'CPU', openvino_config(precision))
+        return lambda frame: (compiled(frame[None])['labels'][0].copy(), None)
+    program = torch.export.load(path).module()
+
+    def run(frame):
+        with torch.no_grad():
+            labels, logits = program(torch.from_numpy(frame[None]))
+        return labels[0].numpy(), logits[0].numpy()
+
+    return run
+
+
+def start_raw(path, model):
+    """Likewise for a file that takes normalised images: these come from the model's own code."""
+    session = need('onnxruntime').InferenceSession(path, providers=['CPUExecutionProvider'])
+
+    def run(frame):
+        image = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
+        images = model.data_preprocessor(dict(inputs=[image]), False)['inputs']
+        return None, session.run(['logits'], {'images': images.numpy()})[0][0]
+
+    return run

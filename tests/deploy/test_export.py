@@ -1,0 +1,195 @@
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import image, write
+
+from mmseg_bisenetv2.deploy import Predictor, export, verify
+from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy.verify import DisagreementError, export_and_verify
+
+from mmseg.apis import init_model
+
+ROOT = Path(__file__).parents[2]
+META = dict(classes=('road', 'sky', 'car', 'tree'), palette=[[9 * i, 2, 3] for i in range(4)])
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    return write(tmp_path_factory.mktemp('small'), metainfo=META)
+
+
+@pytest.fixture(scope='module')
+def model(files):
+    return init_model(str(files[0]), str(files[1]), device='cpu')
+
+
+@pytest.fixture(scope='module')
+def description(model, files):
+    return Description.of(model, files[1])
+
+
+PICTURES = [image(64, 96, seed=i) for i in range(3)]
+
+
+@pytest.mark.parametrize('size', [None, (64, 96)])
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml', '.pt2'])
+def test_file_agrees_and_describes_itself(model, description, files, tmp_path, suffix, size):
+    path = tmp_path / f'net{suffix}'
+    figures = export_and_verify(model, description, path, PICTURES, size)
+    assert figures['agreement'] >= 99.9 and figures['size_mb'] > 0.01
+    assert {p.suffix for p in tmp_path.iterdir()} == {suffix, *(['.bin'] * (suffix == '.xml'))}
+    loaded = Predictor(path, device='cpu', precision='fp32')
+    assert loaded.description == description
+    assert loaded.classes == META['classes'] and loaded.palette.tolist() == META['palette']
+    reference = Predictor(*files, backend='torch', precision='fp32', device='cpu')
+    shapes = [(64, 96)] if size else [(64, 96), (33, 47), (40, 200)]
+    for shape in shapes:
+        assert (loaded(image(*shape)) == reference(image(*shape))).mean() >= 0.999
+
+
+def test_raw_file(model, description, tmp_path):
+    path = tmp_path / 'raw.onnx'
+    figures = export_and_verify(model, description, path, PICTURES, raw=True)
+    assert figures['agreement'] >= 99.9 and 0 < figures['logit_difference'] < 1e-3
+
+
+def test_graph_has_no_argmax(model, description, tmp_path):
+    path = tmp_path / 'net.onnx'
+    export_and_verify(model, description, path, PICTURES[:1])
+    operators = {node.op_type for node in export.need('onnx').load(path).graph.node}
+    assert not operators & {'ArgMax', 'TopK', 'BatchNormalization'} - {'BatchNormalization'}
+    session = export.need('onnxruntime').InferenceSession(path)
+    assert [(x.name, x.type) for x in session.get_inputs()] == [('frames', 'tensor(uint8)')]
+    assert [(x.name, x.type) for x in session.get_outputs()] == [('labels', 'tensor(uint8)')]
+    batch = np.stack(PICTURES)
+    labels = session.run(['labels'], {'frames': batch})[0]
+    assert labels.shape == (3, 64, 96) and labels.dtype == np.uint8
+
+
+def test_quantised_file(model, description, files, tmp_path):
+    path = tmp_path / 'int8.xml'
+    int8 = dataclasses.replace(description, precision='int8')
+    figures = export_and_verify(
+        model, int8, path, PICTURES, calibration=[image(64, 96, seed=i) for i in range(10, 18)],
+        min_agreement=50)
+    text = path.read_text()
+    assert 'FakeQuantize' in text
+    full = tmp_path / 'full.xml'
+    export_and_verify(model, description, full, PICTURES)
+    weights = [p.with_suffix('.bin').stat().st_size for p in (path, full)]
+    assert weights[0] < 0.6 * weights[1]
+    loaded = Predictor(path, device='cpu')
+    assert loaded.precision == 'int8' and figures['agreement'] < 100
+    with pytest.raises(ValueError, match='quantised'):
+        Predictor(path, device='cpu', precision='fp32')
+
+
+def test_file_that_disagrees_is_not_left_behind(model, description, tmp_path):
+    int8 = dataclasses.replace(description, precision='int8')
+    with pytest.raises(DisagreementError, match=r'agrees with PyTorch on .* expected 100 %'):
+        export_and_verify(model, int8, tmp_path / 'a.xml', PICTURES, calibration=PICTURES,
+                          min_agreement=100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_export_is_noticed(model, description, tmp_path, monkeypatch):
+    other = dataclasses.replace(description, align_corners=True)
+    real = export.onnx_model
+    monkeypatch.setattr(export, 'onnx_model',
+                        lambda network, _, size: real(network, other, size))
+    with pytest.raises(DisagreementError):
+        export_and_verify(model, description, tmp_path / 'a.onnx', PICTURES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_miou_gate(model, description, tmp_path):
+    torch.manual_seed(0)
+    truths = [np.random.default_rng(i).integers(0, 4, (64, 96)).astype(np.uint8)
+              for i in range(3)]
+    figures = export_and_verify(model, description, tmp_path / 'a.onnx', PICTURES, truths=truths)
+    assert figures['miou'] == pytest.approx(figures['pytorch_miou'], abs=0.05)
+    with pytest.raises(DisagreementError, match=r'% mIoU, PyTorch .* expected -1 less'):
+        export_and_verify(model, description, tmp_path / 'b.onnx', PICTURES, truths=truths,
+                          max_miou_drop=-1)
+    assert not (tmp_path / 'b.onnx').exists()
+
+
+def test_miou():
+    confusion = torch.tensor([[3, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    assert verify.miou(confusion) == pytest.approx(100 * (3 / 4 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize('name, options, message', [
+    ('a.engine', {}, 'expected a name that ends in'),
+    ('a.xml', dict(raw=True), r'raw export is for \.onnx'),
+    ('a.onnx', dict(precision='int8'), r'int8 is for OpenVINO'),
+    ('a.xml', dict(precision='int8'), 'needs pictures to calibrate'),
+])
+def test_options_that_do_not_go_together(model, description, tmp_path, name, options, message):
+    chosen = dataclasses.replace(description, precision=options.pop('precision', 'fp32'))
+    with pytest.raises(ValueError, match=message):
+        export_and_verify(model, chosen, tmp_path / name, PICTURES, **options)
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml', '.pt2'])
+def test_files_that_cannot_be_read(tmp_path, suffix):
+    path = tmp_path / f'a{suffix}'
+    with pytest.raises(FileNotFoundError, match=f'a{suffix}'):
+        Predictor(path, device='cpu')
+    for content in (b'', b'\x00' * 40, b'<net>'):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f'a{suffix}'):
+            Predictor(path, device='cpu')
+
+
+def test_foreign_onnx_file(tmp_path):
+    torch.onnx.export(torch.nn.Identity(), (torch.zeros(2), ), str(tmp_path / 'a.onnx'),
+                      dynamo=True, verbose=False)
+    with pytest.raises(ValueError, match='does not say what it holds'):
+        Predictor(tmp_path / 'a.onnx', device='cpu')
+
+
+def run(*arguments, ok=True):
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', *map(str, arguments)], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert (result.returncode == 0) == ok, result.stdout
+    return result.stdout
+
+
+def test_tool(files, tmp_path):
+    import cv2
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), PICTURES[i])
+    out = run('tools/export.py', *files, tmp_path / 'net.xml', '--images', tmp_path / '*.png')
+    assert 'on 2 pictures: ' in out and (tmp_path / 'net.bin').exists()
+    out = run('tools/export.py', *files, tmp_path / 'q.xml', '--images', tmp_path / '*.png',
+              '--precision', 'int8', '--calibrate', tmp_path / '*.png',
+              '--min-agreement', 100.1, ok=False)
+    assert 'It was removed' in out and 'Traceback' not in out
+    assert not (tmp_path / 'q.xml').exists()
+
+
+def test_readme_examples_need_nothing_of_this_package(model, description, tmp_path):
+    blocks = [block for block in re.findall(
+        r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+        if 'import onnxruntime' in block or 'import openvino' in block]
+    assert len(blocks) == 2
+    import cv2
+    cv2.imwrite(str(tmp_path / 'street.png'), PICTURES[0])
+    for suffix, block in zip(('.onnx', '.xml'), blocks, strict=True):
+        export_and_verify(model, description, tmp_path / f'bisenetv2{suffix}', PICTURES[:1])
+        script = block + '\nimport sys, numpy; numpy.save("labels.npy", labels)\n' + (
+            'assert not {"torch", "mmseg", "mmseg_bisenetv2"} & set(sys.modules)')
+        result = subprocess.run([sys.executable, '-c', script], cwd=tmp_path,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert result.returncode == 0, result.stdout
+        labels = np.load(tmp_path / 'labels.npy')
+        expected = verify.start(tmp_path / f'bisenetv2{suffix}')(PICTURES[0])[0]
+        assert labels.shape == (64, 96) and (labels == expected).mean() >= 0.999

@@ -1,0 +1,279 @@
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import image, write
+
+from mmseg_bisenetv2.deploy import Predictor, predictor
+from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy.predictor import read_image
+from mmseg_bisenetv2.deploy.runtimes import cpu_has_bf16, need
+
+from mmseg.apis import inference_model, init_model
+
+BACKENDS = [('torch', 'fp32'), ('torch', 'bf16'), ('openvino', 'fp32'), ('openvino', 'bf16'),
+            ('onnxruntime', 'fp32')]
+AGREEMENT = dict(fp32=0.999, bf16=0.95)  # an untrained network decides by narrow margins
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    return write(tmp_path_factory.mktemp('small'))
+
+
+@pytest.fixture(scope='module')
+def predictors(files):
+    return {key: Predictor(*files, backend=key[0], precision=key[1], device='cpu', threads=1)
+            for key in BACKENDS}
+
+
+def stock(files, picture, **kwargs):
+    """Labels by MMSegmentation's own way through model and pipeline."""
+    model = init_model(str(files[0]), str(files[1]), device='cpu', cfg_options=kwargs or None)
+    model.keep_logits = True
+    return inference_model(model, picture).pred_sem_seg.data[0].numpy()
+
+
+@pytest.mark.parametrize('key', BACKENDS)
+@pytest.mark.parametrize('height, width', [(64, 96), (33, 47), (1, 1), (1, 600), (70, 31)])
+def test_labels_are_those_of_mmsegmentation(files, predictors, key, height, width):
+    picture = image(height, width)
+    labels, expected = predictors[key](picture), stock(files, picture)
+    assert labels.dtype == np.uint8 and labels.shape == (height, width)
+    if height * width > 600:
+        assert len(np.unique(expected)) > 1
+    least = AGREEMENT[key[1]] if height * width > 600 else 0.9
+    assert (labels == expected).mean() >= least
+
+
+@pytest.mark.parametrize('resize', [
+    dict(type='Resize', scale=(96, 64), keep_ratio=True),
+    dict(type='Resize', scale=(80, 48), keep_ratio=False),
+    dict(type='Resize', scale=(200, 150), keep_ratio=True)])
+@pytest.mark.parametrize('height, width', [(50, 120), (96, 64), (128, 192)])
+def test_pipeline_of_the_config(tmp_path, resize, height, width):
+    files = write(tmp_path, [resize])
+    picture = image(height, width)
+    labels = Predictor(*files, backend='torch', precision='fp32', device='cpu')(picture)
+    assert labels.shape == (height, width)
+    assert (labels == stock(files, picture)).mean() >= 0.999
+
+
+def test_size_overrides_the_pipeline(tmp_path):
+    files = write(tmp_path, [dict(type='Resize', scale=(96, 64), keep_ratio=True)])
+    resized = write(tmp_path, [dict(type='Resize', scale=(72, 40), keep_ratio=False)], name='b.py')
+    picture = image(64, 96)
+    labels = Predictor(*files, backend='torch', precision='fp32', device='cpu',
+                       size=(40, 72))(picture)
+    expected = stock(resized, picture)
+    assert (labels == expected).mean() >= 0.999
+    assert (labels != stock(files, picture)).any()
+
+
+def test_align_corners(tmp_path):
+    files = write(tmp_path, align_corners=True)
+    picture = image(64, 96)
+    for backend in ('torch', 'openvino'):
+        labels = Predictor(*files, backend=backend, precision='fp32', device='cpu')(picture)
+        assert (labels == stock(files, picture)).mean() >= 0.999
+
+
+def test_several_pictures(predictors):
+    one = predictors['torch', 'fp32']
+    pictures = [image(64, 96), image(40, 56, seed=1), image(64, 96, seed=2)]
+    results = one(pictures)
+    assert [labels.shape for labels in results] == [(64, 96), (40, 56), (64, 96)]
+    for labels, picture in zip(results, pictures, strict=True):
+        assert (labels == one(picture)).mean() >= 0.999
+    assert len(one(np.stack([pictures[0], pictures[2]]))) == 2
+    assert one([]) == []
+
+
+@pytest.mark.parametrize('key', BACKENDS)
+def test_many_sizes(predictors, key):
+    one = predictors[key]
+    for _ in range(2):
+        for width in range(40, 104, 8):
+            assert one(image(48, width)).shape == (48, width)
+
+
+@pytest.mark.parametrize('key', BACKENDS)
+def test_threads_do_not_disturb_each_other(predictors, key):
+    one = predictors[key]
+    pictures = [image(64, 96, seed=i) for i in range(4)]
+    expected = [one(picture) for picture in pictures]
+    wrong = []
+
+    def work(picture, labels):
+        for _ in range(5):
+            if not np.array_equal(one(picture), labels):
+                wrong.append(picture)
+
+    threads = [threading.Thread(target=work, args=pair)
+               for pair in zip(pictures, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_network_seconds(predictors):
+    one = predictors['torch', 'fp32']
+    one(image())
+    assert 0 < one.network_seconds < 60
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(one.network_seconds))
+    thread.start()
+    thread.join()
+    assert seen == [0.0]
+
+
+def test_path_grey_alpha_and_16_bit(predictors, tmp_path):
+    one = predictors['torch', 'fp32']
+    picture = image()
+    labels = one(picture)
+    cv2.imwrite(str(tmp_path / 'a.png'), picture)
+    assert np.array_equal(one(tmp_path / 'a.png'), labels)
+    assert np.array_equal(one(str(tmp_path / 'a.png')), labels)
+    assert np.array_equal(one(np.dstack([picture, picture[..., 0]])), labels)
+    assert np.array_equal(one(picture.astype(np.uint16) * 256 + 77), labels)
+    grey = picture[..., 0]
+    assert np.array_equal(one(grey), one(np.dstack([grey] * 3)))
+    assert np.array_equal(one(grey[..., None]), one(grey))
+    strided = np.dstack([picture, picture])[:, ::2, :3]
+    assert np.array_equal(one(strided), one(strided.copy()))
+
+
+@pytest.mark.parametrize('bad, message', [
+    (np.zeros((8, 8, 3), np.float32), r'got float32.*255 \* image'),
+    (np.zeros((0, 8, 3), np.uint8), r'got \(0, 8, 3\)'),
+    (np.zeros((8, 8, 2), np.uint8), r'got \(8, 8, 2\)'),
+    (np.zeros(8, np.uint8), r'got \(8,\)'),
+    (np.zeros((8, 8, 3), bool), 'got bool'),
+    (None, 'NoneType'),
+])
+def test_what_is_no_picture(predictors, bad, message):
+    with pytest.raises(ValueError, match=message):
+        predictors['torch', 'fp32'](bad)
+
+
+def test_missing_picture(predictors, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'none\.png'):
+        predictors['torch', 'fp32'](tmp_path / 'none.png')
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(['.png', '.jpg', '.bmp']), st.data())
+def test_corrupt_files(tmp_path_factory, suffix, data):
+    encoded = cv2.imencode(suffix, image(24, 32))[1]
+    keep = data.draw(st.integers(0, len(encoded)))
+    encoded = encoded[:keep]
+    for _ in range(data.draw(st.integers(0, 3))):
+        if keep:
+            encoded[data.draw(st.integers(0, keep - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp('corrupt') / f'a{suffix}'
+    path.write_bytes(encoded.tobytes())
+    try:
+        picture = read_image(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert picture.ndim == 3 and picture.dtype == np.uint8
+
+
+def test_overlay(files):
+    one = Predictor(*files, backend='torch', device='cpu')
+    picture, labels = image(), np.zeros((64, 96), np.uint8)
+    labels[:, 48:], labels[:4] = 1, 255
+    blended = one.overlay(picture, labels, opacity=1)
+    assert (blended[4:, :48] == one.palette[0][::-1]).all()
+    assert (blended[4:, 48:] == one.palette[1][::-1]).all()
+    assert np.array_equal(blended[:4], picture[:4])
+    assert np.array_equal(one.overlay(picture, labels, opacity=0), picture)
+    half = one.overlay(picture, labels)
+    assert abs(half.astype(int) - (picture.astype(int) + blended) / 2).max() <= 1
+    with pytest.raises(ValueError, match='labels of'):
+        one.overlay(picture, labels[1:])
+
+
+def test_automatic_choices(files, monkeypatch):
+    chosen = Predictor(*files, device='cpu')
+    assert chosen.backend == 'openvino'
+    assert chosen.precision == ('bf16' if cpu_has_bf16() else 'fp32')
+    installed = {'openvino', 'onnxruntime', 'onnx', 'onnxscript'}
+    monkeypatch.setattr(predictor.importlib.util, 'find_spec', lambda name: name in installed)
+    installed.remove('openvino')
+    chosen = Predictor(*files, device='cpu')
+    assert (chosen.backend, chosen.precision) == ('onnxruntime', 'fp32')
+    installed.remove('onnxscript')
+    assert Predictor(*files, device='cpu').backend == 'torch'
+    monkeypatch.setattr(predictor, 'cpu_has_bf16', lambda: False)
+    assert Predictor(*files, device='cpu').precision == 'fp32'
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(backend='tensorrt'), "backend='tensorrt': expected 'auto' or one of"),
+    (dict(backend='onnxruntime', precision='bf16'), "precision='bf16': 'onnxruntime' has"),
+    (dict(precision='fp8'), "precision='fp8'"),
+    (dict(backend='openvino', device='cuda'), 'runs on the CPU'),
+])
+def test_wrong_options(files, options, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor(*files, **dict(dict(device='cpu'), **options))
+
+
+def test_missing_runtime_names_the_extra():
+    with pytest.raises(ImportError, match=r'mmseg_bisenetv2\[deploy\]'):
+        need('a_runtime_that_is_not_there')
+
+
+def test_classes_and_palette(tmp_path):
+    meta = dict(classes=('a', 'b', 'c', 'd'), palette=[[i, 2, 3] for i in range(4)])
+    config, checkpoint = write(tmp_path, metainfo=meta)
+    one = Predictor(config, checkpoint, backend='torch', device='cpu')
+    assert one.classes == meta['classes']
+    assert one.palette.tolist() == meta['palette'] and one.palette.dtype == np.uint8
+    assert one.description.checkpoint == 'small.pth' and len(one.description.sha256) == 64
+    with open(config, 'a') as file:
+        file.write("test_dataloader = dict(dataset=dict(type='BaseSegDataset', metainfo=dict("
+                   "classes=('w', 'x', 'y', 'z'))))")
+    torch.save(torch.load(checkpoint)['state_dict'], checkpoint)  # says nothing of classes
+    assert Predictor(config, checkpoint, backend='torch', device='cpu').classes == (
+        'w', 'x', 'y', 'z')
+    assert Predictor(config, backend='torch', device='cpu').description.sha256 is None
+
+
+def test_pipeline_that_is_not_understood(tmp_path):
+    files = write(tmp_path, [dict(type='ResizeToMultiple', size_divisor=32)])
+    with pytest.raises(ValueError, match='ResizeToMultiple'):
+        Predictor(*files, device='cpu')
+
+
+def test_other_networks_are_refused(files):
+    model = init_model(str(files[0]), device='cpu')
+    model.backbone = torch.nn.Identity()
+    with pytest.raises(TypeError, match='Identity cannot be deployed'):
+        predictor.FrameNetwork(model)
+
+
+def test_description_survives():
+    one = Description(('a', 'b'), ((1, 2, 3), (4, 5, 6)), scale=(96, 64), checkpoint='x.pth')
+    assert Description.from_json(one.to_json(), 'x') == one
+    for text in (None, '', '{}', '[]', '{"classes": 3, "palette": []}', '{"unknown": 1}'):
+        with pytest.raises(ValueError, match='my file does not say what it holds'):
+            Description.from_json(text, 'my file')
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('precision', ['fp32', 'fp16', 'bf16'])
+def test_gpu(files, predictors, precision):
+    one = Predictor(*files, device='cuda', precision=precision)
+    assert one.backend == 'torch'
+    for width in (96, 48, 96):
+        picture = image(64, width)
+        assert (one(picture) == predictors['torch', 'fp32'](picture)).mean() >= 0.97

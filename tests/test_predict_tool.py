@@ -1,0 +1,227 @@
+"""The command line: what it prints, how it ends, and what it leaves behind."""
+import runpy
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import save_checkpoint
+
+import mmseg_bisenetv2.deploy
+from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
+from mmseg_bisenetv2.deploy import stream
+
+from mmseg.apis import inference_model, init_model
+from mmseg.datasets import CityscapesDataset
+
+ROOT = Path(__file__).parents[1]
+TOOL = ROOT / 'tools/predict.py'
+CONFIG = ROOT / 'configs/bisenetv2_fcn_toy-cityscapes.py'
+
+
+class Fake:
+    """Stands for Predictor, and keeps what it was made of."""
+
+    made = None
+    network_seconds = 0.001
+    classes = CityscapesDataset.METAINFO['classes']
+
+    def __init__(self, *args, **kwargs):
+        Fake.made = args, kwargs
+
+    def __call__(self, image):
+        return image[..., 0].copy()
+
+    def overlay(self, image, labels, opacity=0.5):
+        return image
+
+
+def save(path, value=7):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    assert cv2.imwrite(str(path), np.full((32, 48, 3), value, np.uint8))
+    return path
+
+
+def make_video(path, frames=40):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 25, (48, 32))
+    for index in range(frames):
+        writer.write(np.full((32, 48, 3), index % 256, np.uint8))
+    writer.release()
+    return path
+
+
+def count(path):
+    capture, frames = cv2.VideoCapture(str(path)), 0
+    while capture.read()[0]:
+        frames += 1
+    return frames
+
+
+@pytest.fixture
+def tool(monkeypatch, capfd):
+    """Runs the tool in this process, with the fake: exit code, output, errors."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(mmseg_bisenetv2.deploy, 'Predictor', Fake)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(TOOL), run_name='__main__')
+        out, err = capfd.readouterr()
+        code = caught.value.code
+        # what Python does with a text: print it and exit with 1
+        return (1, out, err + code) if isinstance(code, str) else (int(code or 0), out, err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_pictures_and_a_video(tool, tmp_path):
+    save(tmp_path / 'in/a.png')
+    make_video(tmp_path / 'in/b.mp4')
+    out = tmp_path / 'out'
+    code, text, errors = tool(tmp_path / 'in', '--config', 'c.py', '--checkpoint', 'c.pth', '--out',
+                              out, '--write', 'overlay', 'labels', '--every', 2, '--max-frames', 5,
+                              '--backend', 'torch', '--precision', 'bf16', '--device', 'cpu')
+    assert code == 0, errors
+    assert Fake.made == (('c.py', 'c.pth'), dict(backend='torch', precision='bf16', device='cpu'))
+    assert f'{out}/overlay: 2 files' in text and f'{out}/labels: 6 files' in text
+    assert '6 frames, 0 dropped' in text
+    assert '1000.0 frames per second, network' in text  # that of the fake
+    assert 'frames per second, end to end' in text
+    assert '6/6' in errors  # the bar
+    assert count(out / 'overlay/b.mp4') == 5
+
+
+def test_exported_model_takes_the_place_of_the_config(tool, tmp_path):
+    code, _, _ = tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out')
+    assert code == 0 and Fake.made[0] == ('m.onnx', None)
+    assert (tmp_path / 'out/overlay/a.jpg').exists()
+
+
+def test_unreadable_inputs_are_listed_and_end_with_1(tool, tmp_path):
+    save(tmp_path / 'a.png')
+    (tmp_path / 'b.png').write_bytes(b'broken')
+    code, text, errors = tool(tmp_path / '?.png', tmp_path / 'c.png', '--model', 'm.onnx',
+                              '--out', tmp_path / 'out')
+    assert code == 1 and '1 frames' in text
+    first, second = errors.split('Not read, or not to the end:\n')[1].splitlines()
+    assert first == f'{tmp_path}/c.png: no picture or video there'
+    assert second.startswith(f'{tmp_path}/b.png')
+
+
+def test_nothing_to_read(tool, tmp_path):
+    Fake.made = None
+    code, _, errors = tool(tmp_path, tmp_path / 'no.mp4', '--model', 'm.onnx', '--out',
+                           tmp_path / 'out')
+    assert code == 1 and Fake.made is None  # said before the model is loaded
+    assert errors.splitlines() == ['Nothing to read', f'{tmp_path}: no picture or video there',
+                                   f'{tmp_path}/no.mp4: no picture or video there']
+
+
+def test_label_ids_of_other_classes(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(Fake, 'classes', ('sky', 'tree'))
+    code, _, errors = tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out',
+                           '--write', 'label-ids')
+    assert code == 1 and 'Nothing was written: label-ids' in errors and 'sky, tree' in errors
+    assert not (tmp_path / 'out').exists()
+
+
+def test_disk_that_is_full(tool, tmp_path):
+    (tmp_path / 'out/overlay').mkdir(parents=True)
+    (tmp_path / 'out/overlay/a.jpg').symlink_to('/dev/full')
+    code, _, errors = tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out')
+    assert code == 1 and f'Stopped: {tmp_path}/out/overlay/a.jpg: No space left' in errors
+
+
+def test_no_display(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, 'currentUIFramework', lambda: '')
+    code, _, errors = tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out',
+                           '--show')
+    assert code == 1 and 'pip install opencv-python' in errors
+
+
+@pytest.mark.parametrize('arguments', [
+    [], ['--config', 'c.py', '--model', 'm.onnx'], ['--model', 'm.onnx', '--every', '0']])
+def test_wrong_arguments(tool, tmp_path, arguments):
+    assert tool('x.png', '--out', tmp_path, *arguments)[0] == 2
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_whole_video(tmp_path, number, code):
+    (tmp_path / 'run.py').write_text(textwrap.dedent(f'''
+        import runpy, sys, time
+        sys.path.insert(0, {str(ROOT)!r})
+        sys.path.insert(0, {str(ROOT / 'tests')!r})
+        import mmseg_bisenetv2.deploy
+        from test_predict_tool import Fake
+
+        class Slow(Fake):
+            def __call__(self, image):
+                print('frame', flush=True)
+                time.sleep(.02)
+                return super().__call__(image)
+
+        mmseg_bisenetv2.deploy.Predictor = Slow
+        sys.argv = ['predict.py', *sys.argv[1:]]
+        runpy.run_path({str(TOOL)!r}, run_name='__main__')
+    '''))
+    clip = make_video(tmp_path / 'clip.mp4', 2000)
+    process = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', str(tmp_path / 'run.py'), str(clip), '--model', 'm.onnx',
+         '--out', str(tmp_path / 'out')],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(10):
+        assert process.stdout.readline() == 'frame\n', process.communicate()
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    frames = count(tmp_path / 'out/overlay/clip.mp4')
+    assert 10 <= frames < 2000 and f'{frames} frames, 0 dropped' in out
+    assert f'{tmp_path / "out"}/overlay: 1 files' in out
+    assert 'Traceback' not in errors
+
+
+def test_pictures_and_videos_through_the_network(tmp_path):
+    """Labels are those of the Predictor, and of MMSegmentation but where two classes tie."""
+    torch.manual_seed(0)
+    model = init_model(str(CONFIG), device='cpu')
+    save_checkpoint(dict(state_dict=model.state_dict()), str(tmp_path / 'weights.pth'))
+    rng = np.random.default_rng(0)
+    scenes = [draw_scene(rng, (256, 512))[0] for _ in range(3)]
+    (tmp_path / 'in').mkdir()
+    cv2.imwrite(str(tmp_path / 'in/a.png'), scenes[0])
+    writer = cv2.VideoWriter(str(tmp_path / 'in/b.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 25,
+                             (512, 256))
+    for scene in scenes:
+        writer.write(scene)
+    writer.release()
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(TOOL), str(tmp_path / 'in'), '--config', str(CONFIG),
+         '--checkpoint', str(tmp_path / 'weights.pth'), '--out', str(tmp_path / 'out'),
+         '--write', 'overlay', 'labels', 'label-ids', '--backend', 'torch', '--precision', 'fp32'],
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '4 frames, 0 dropped' in done.stdout and 'network' in done.stdout
+    predictor = mmseg_bisenetv2.deploy.Predictor(
+        CONFIG, tmp_path / 'weights.pth', backend='torch', precision='fp32')
+    capture = cv2.VideoCapture(str(tmp_path / 'in/b.mp4'))
+    images = {'a': scenes[0]}
+    images |= {f'b.frames/{index:06d}': capture.read()[1] for index in range(3)}
+    for name, image in images.items():
+        labels = cv2.imread(str(tmp_path / f'out/labels/{name}.png'), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(labels, predictor(image)) and len(np.unique(labels)) > 1
+        reference = inference_model(model, image).pred_sem_seg.data[0].numpy()
+        assert (labels == reference).mean() > .999
+        ids = cv2.imread(str(tmp_path / f'out/label-ids/{name}.png'), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(ids, stream.LABEL_IDS[labels])
+    overlay = cv2.imread(str(tmp_path / 'out/overlay/a.jpg'))
+    expected = predictor.overlay(scenes[0], predictor(scenes[0]))
+    assert np.abs(overlay.astype(int) - expected).mean() < 8  # JPEG
+    assert count(tmp_path / 'out/overlay/b.mp4') == 3

@@ -1,0 +1,95 @@
+"""Exports a network, runs the file in its runtime, and compares it with PyTorch.
+
+    python tools/export.py CONFIG CHECKPOINT out.onnx                  # frames in, labels out
+    python tools/export.py CONFIG CHECKPOINT out.onnx --size 1024 2048 # of one size, for TensorRT
+    python tools/export.py CONFIG CHECKPOINT out.xml --images 'street/*.png'
+    python tools/export.py CONFIG CHECKPOINT out.xml --precision int8 --calibrate 'street/*.png'
+    python tools/export.py CONFIG CHECKPOINT out.pt2                   # torch.export
+
+A file that disagrees is not left behind; exit code 1 then.
+"""
+import argparse
+import dataclasses
+import glob
+import os
+import sys
+
+import numpy as np
+
+import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
+from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy.verify import DisagreementError, export_and_verify
+
+from mmseg.apis import init_model
+from mmseg.registry import DATASETS
+
+
+def pictures(patterns, number=None):
+    """The files behind names, folders and patterns."""
+    names = []
+    for pattern in patterns:
+        pattern = os.path.join(pattern, '*') if os.path.isdir(pattern) else pattern
+        found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+        if not found:
+            raise SystemExit(f'No picture {pattern}')
+        names += found
+    if number and len(names) > number:  # spread over all of them
+        names = [names[i] for i in np.linspace(0, len(names) - 1, number).round().astype(int)]
+    return names
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('out', help='ends in .onnx, .xml (OpenVINO) or .pt2 (torch.export)')
+    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'),
+                        help='of the frames; default: any')
+    parser.add_argument('--precision', choices=('fp32', 'bf16', 'int8'), default='fp32',
+                        help='of an .xml; default: %(default)s')
+    parser.add_argument('--raw', action='store_true',
+                        help='.onnx with normalised images in and logits out')
+    parser.add_argument('--images', nargs='+', metavar='PICTURE',
+                        help='to compare on: files, folders, patterns; default: noise')
+    parser.add_argument('--val', type=int, metavar='N',
+                        help='compare on N images of the config\'s validation set, with mIoU')
+    parser.add_argument('--calibrate', nargs='+', default=[], metavar='PICTURE',
+                        help='to quantise with; other pictures than those to compare on')
+    parser.add_argument('--calibrate-number', type=int, default=64, metavar='N',
+                        help='how many of these; default: %(default)s')
+    parser.add_argument('--min-agreement', type=float, metavar='PERCENT',
+                        help='of labels with PyTorch FP32; default: 99.9, BF16 99, INT8 98')
+    parser.add_argument('--max-miou-drop', type=float, default=0.5, metavar='POINTS',
+                        help='with --val; default: %(default)s')
+    args = parser.parse_args()
+    size = tuple(args.size) if args.size else None
+    model = init_model(args.config, args.checkpoint, device='cpu')
+    description = dataclasses.replace(
+        Description.of(model, args.checkpoint), precision=args.precision)
+    images, truths = pictures(args.images or []), None
+    if args.val:
+        dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
+        chosen = np.linspace(0, len(dataset) - 1, min(args.val, len(dataset))).round().astype(int)
+        images = [dataset.get_data_info(i)['img_path'] for i in chosen]
+        truths = [dataset[i]['data_samples'].gt_sem_seg.data[0].numpy() for i in chosen]
+    elif not images:
+        images = [np.random.default_rng(0).integers(
+            0, 256, (*(size or (512, 1024)), 3), dtype=np.uint8)]
+    try:
+        figures = export_and_verify(
+            model, description, args.out, images, size, args.raw,
+            pictures(args.calibrate, args.calibrate_number), args.min_agreement, truths,
+            args.max_miou_drop)
+    except (DisagreementError, ValueError, ImportError) as error:
+        sys.exit(str(error))
+    print(f'{args.out}: {figures["size_mb"]:.1f} MB, {args.precision}')
+    print(f'agreement with PyTorch FP32 on {len(images)} pictures: {figures["agreement"]:.3f} %')
+    if figures['logit_difference'] is not None:
+        print(f'largest difference of a logit: {figures["logit_difference"]:.2g}')
+    if truths:
+        print(f'mIoU: {figures["miou"]:.2f} %, PyTorch FP32 {figures["pytorch_miou"]:.2f} %')
+
+
+if __name__ == '__main__':
+    main()
