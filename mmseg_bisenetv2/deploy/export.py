@@ -177,7 +177,8 @@ def torch_program(network, description, size=None):
     Args:
         network (FrameNetwork): In float32.
         description (Description): How logits are resized.
-        size (tuple, optional): (height, width) of the frames; any from 8x8 by default.
+        size (tuple, optional): (height, width) of the frames; any from 33x33 by default (smaller
+            ones are of another graph: a size of one broadcasts).
     """
     sample = example(size)
     dynamic = None

@@ -98,7 +98,7 @@ class OpenVINORuntime:
 
     Args:
         model (openvino.Model): From 'frames' to a tensor named 'logits'; other outputs are cut.
-        precision (str): 'fp32' or 'bf16'; quantised layers stay in INT8 with both.
+        precision (str): 'fp32', 'bf16' or 'int8'; see :func:`openvino_config`.
         threads (int, optional): How many; all cores by default.
     """
 

@@ -77,13 +77,16 @@ def test_quantised_file(model, description, files, tmp_path):
     int8 = dataclasses.replace(description, precision='int8')
     figures = export_and_verify(
         model, int8, path, PICTURES, calibration=[image(64, 96, seed=i) for i in range(10, 18)],
-        min_agreement=50)
-    text = path.read_text()
-    assert 'FakeQuantize' in text
-    full = tmp_path / 'full.xml'
-    export_and_verify(model, description, full, PICTURES)
-    weights = [p.with_suffix('.bin').stat().st_size for p in (path, full)]
-    assert weights[0] < 0.6 * weights[1]
+        min_agreement=80)
+    _, quantised = export.read(path)
+    shapes = [tuple(op.get_output_shape(0)) for op in quantised.get_ops()
+              if op.get_type_name() == 'Constant' and op.get_element_type().to_string() == 'i8']
+    # The detail branch but for its first convolution, and the head
+    assert sorted(shapes) == sorted(
+        [(8, 8, 3, 3)] * 4 + [(16, 8, 3, 3)] + [(16, 16, 3, 3)] * 3 + [(4, 16, 1, 1)])
+    for op in quantised.get_ops():  # OpenVINO computes this pooling wrongly in INT8
+        if op.get_type_name() == 'AvgPool':
+            assert op.input_value(0).get_node().get_type_name() != 'FakeQuantize'
     loaded = Predictor(path, device='cpu')
     assert loaded.precision == 'int8' and figures['agreement'] < 100
     with pytest.raises(ValueError, match='quantised'):
