@@ -22,12 +22,18 @@ class RuntimeInfoHook(MMEngineRuntimeInfoHook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         """Keeps ``outputs``, and reads all that are kept if they are wanted now."""
+        self._batch_idx = batch_idx
         if outputs is not None:
             self._kept.append({
                 key: value.detach() if isinstance(value, torch.Tensor) else value
                 for key, value in outputs.items()})
         if self._wanted(runner, batch_idx):
             self._read(runner, batch_idx)
+
+    def before_val(self, runner):
+        """Reads all that are kept: a validation may save the best checkpoint."""
+        if getattr(self, '_kept', None):
+            self._read(runner, self._batch_idx)
 
     def _wanted(self, runner, batch_idx):
         readers = (hook for hook in runner.hooks if isinstance(hook, (LoggerHook, CheckpointHook)))
@@ -40,7 +46,8 @@ class RuntimeInfoHook(MMEngineRuntimeInfoHook):
         tensors = [value for outputs in self._kept for value in outputs.values()
                    if isinstance(value, torch.Tensor)]
         if tensors:  # one copy for all; float64 holds every other type exactly
-            numbers = iter(torch.stack([value.double().reshape(()) for value in tensors]).tolist())
+            dtype = torch.float32 if tensors[0].device.type == 'mps' else torch.float64
+            numbers = iter(torch.stack([value.to(dtype).reshape(()) for value in tensors]).tolist())
         for outputs in self._kept:
             super().after_train_iter(runner, batch_idx, outputs={
                 key: next(numbers) if isinstance(value, torch.Tensor) else value

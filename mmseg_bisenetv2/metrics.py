@@ -1,6 +1,7 @@
 """MMSegmentation's IoUMetric, from one confusion matrix of integers."""
+import functools
+
 import torch
-from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from mmseg_bisenetv2.registry import METRICS
@@ -37,15 +38,17 @@ class IoUMetric(MMSegIoUMetric):
             ignore_index (int): The label of pixels that do not count.
 
         Returns:
-            Tensor: (C + 1, C + 1) int64, on the CPU: true class by predicted class. The last row
-            and column count what is no class.
+            Tensor: (C + 1, C + 1) int64, sparse, on the CPU: true class by predicted class. The
+            last row and column count what is no class.
         """
         label = label.int()
         true = label.clamp(max=num_classes).masked_fill_(label < 0, num_classes)
         true.masked_fill_(label == ignore_index, num_classes + 1)
-        pairs = true.mul_(num_classes + 1).add_(pred_label.int().clamp(0, num_classes))
-        counts = torch.bincount(pairs.view(-1), minlength=(num_classes + 2) * (num_classes + 1))
-        return counts.view(num_classes + 2, num_classes + 1)[:-1].cpu()
+        predicted = pred_label.int().clamp(max=num_classes)
+        predicted = predicted.masked_fill_(predicted < 0, num_classes)
+        pairs = true.mul_(num_classes + 1).add_(predicted)
+        counts = torch.bincount(pairs.reshape(-1), minlength=(num_classes + 2) * (num_classes + 1))
+        return counts.view(num_classes + 2, num_classes + 1)[:-1].cpu().to_sparse()
 
     def compute_metrics(self, results):
         """The scores of all images, as MMSegmentation computes them.
@@ -58,10 +61,10 @@ class IoUMetric(MMSegIoUMetric):
         """
         if self.format_only:
             return super().compute_metrics(results)
-        confusion = sum(results)
+        confusion = functools.reduce(torch.add, results).to_dense()
         correct = confusion.diag()[:-1].double()
         true, predicted = confusion.sum(1)[:-1].double(), confusion.sum(0)[:-1].double()
-        if self.confusion_picture and is_main_process():
+        if self.confusion_picture:
             draw_confusion(confusion[:-1, :-1].numpy(), self.dataset_meta['classes'],
                            self.confusion_picture)
             print_log(f'confusion matrix: {self.confusion_picture}', logger='current')

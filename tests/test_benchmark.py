@@ -53,7 +53,7 @@ def test_eval(tmp_path):
 
 def test_inference(tmp_path):
     picture = tmp_path / 'bars.png'
-    rows = run(tmp_path, 'inference', '--size', '64x128', '--batch', '2', '--picture',
+    rows = run(tmp_path, 'inference', '--size', '64x128', '--batch', '1', '2', '--picture',
                str(picture))
     names = [row['setting'].split(', ', 1)[1] for row in rows]
     assert names[:2] == ['MMSegmentation', 'torch fp32'] and 'openvino fp32' in names

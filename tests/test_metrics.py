@@ -62,11 +62,25 @@ def test_labels_that_are_no_class():
 def test_counts_stay_exact_where_float32_does_not():
     metric = IoUMetric()
     metric.dataset_meta = dict(classes=('a', 'b'))
-    counts = torch.tensor([[2**25 + 1, 0, 0], [1, 2**25, 0], [0, 0, 0]])
-    metric.compute_metrics([counts])
-    label = torch.zeros(3, 3, dtype=torch.uint8)
-    assert metric.intersect_and_union(label.long(), label, 2, 255).dtype == torch.int64
-    assert sum([counts] * 100)[0, 0] == 100 * (2**25 + 1)
+    counts = torch.tensor([[2**25 + 1, 2**24 + 1, 0], [1, 2**25 + 3, 0], [0, 0, 0]])
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MMSegIoUMetric, 'compute_metrics', lambda self, areas: given.extend(areas[0]))
+        metric.compute_metrics([counts.to_sparse()] * 100)
+    correct, union, predicted, true = (area.tolist() for area in given)
+    assert correct == [100 * (2**25 + 1), 100 * (2**25 + 3)]
+    assert true == [100 * (2**25 + 2**24 + 2), 100 * (2**25 + 4)]
+    assert predicted == [100 * (2**25 + 2), 100 * (2**25 + 2**24 + 4)]
+    assert union == [t + p - c for t, p, c in zip(true, predicted, correct, strict=True)]
+
+
+def test_predictions_that_are_no_class_and_strided_maps():
+    label = torch.zeros(4, 6, dtype=torch.uint8)
+    predicted = torch.tensor([[-1, 0, 1, 7, 0, 0]] * 4)
+    counts = IoUMetric.intersect_and_union(predicted, label, 2, 255).to_dense()
+    assert counts.tolist() == [[12, 4, 8], [0, 0, 0], [0, 0, 0]]
+    transposed = IoUMetric.intersect_and_union(predicted.t(), label.t(), 2, 255).to_dense()
+    assert torch.equal(counts, transposed)
 
 
 def test_formatted_results(tmp_path):
@@ -83,7 +97,11 @@ def test_formatted_results(tmp_path):
 def test_picture(tmp_path):
     path = tmp_path / 'new' / 'confusion.png'
     evaluate(IoUMetric, samples(), confusion_picture=str(path))
-    picture = cv2.imread(str(path))
-    confusion = np.diag([5, 5, 5, 5, 0])
-    draw_confusion(confusion, CLASSES, path)
-    assert not np.array_equal(picture, cv2.imread(str(path)))
+    assert cv2.imread(str(path)).shape[0] > 100
+    confusion = np.array([[3, 1], [0, 0]])
+    draw_confusion(confusion, ('a', 'b'), path)
+    first = cv2.imread(str(path))
+    draw_confusion(confusion * 7, ('a', 'b'), path)
+    assert np.array_equal(first, cv2.imread(str(path)))  # rows are in per cent
+    draw_confusion(confusion.T, ('a', 'b'), path)
+    assert not np.array_equal(first, cv2.imread(str(path)))

@@ -32,8 +32,9 @@ def main():
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     gmac = analysis.by_operator()['conv'] / 1e9
     parts = analysis.by_module_and_operator()
+    heads = model.auxiliary_head if model.with_auxiliary_head else torch.nn.Identity()
     total, heads = (sum(p.numel() for p in module.parameters()) / 1e6
-                    for module in (model, model.auxiliary_head))
+                    for module in (model, heads))
     print(f'{args.config}, {args.size[0]}x{args.size[1]}')
     print(f'GMAC           {gmac:.2f}')
     for name in ('backbone.detail', 'backbone.semantic', 'backbone.bga', 'decode_head'):

@@ -8,6 +8,8 @@
 Under the same seed each draws the same numbers as MMSegmentation's and gives the same pixels,
 bit for bit.
 """
+import io
+
 import cv2
 import mmcv
 import mmengine.fileio as fileio
@@ -16,6 +18,7 @@ import torch
 from mmcv.image.geometric import rescale_size
 from mmcv.transforms import BaseTransform
 from mmengine.structures import PixelData
+from PIL import Image
 
 from mmseg_bisenetv2.registry import TRANSFORMS
 
@@ -48,7 +51,8 @@ def decode_image(content, path):
         complete = content.rfind(b'IEND') >= 0
     elif content.startswith(b'\xff\xd8'):  # an embedded preview has an end of its own
         end = content.rfind(b'\xff\xd9')
-        complete = end >= 0 and content.find(b'\xff\xda', end) < 0  # no scan after it
+        # no scan after it, unless it is of something else behind the picture
+        complete = end >= 0 and (content.find(b'\xff\xda', end) < 0 or _is_whole(content))
     else:
         complete = True
     if image is None or not complete:
@@ -56,6 +60,15 @@ def decode_image(content, path):
                          f'{reason if complete else "its end is missing"}; {len(content)} bytes). '
                          'Copy or make the file anew')
     return image
+
+
+def _is_whole(content):
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except OSError:
+        return False
+    return True
 
 
 def decode_labels(content, path):

@@ -102,8 +102,10 @@ def _resize(pipeline):
     found = None
     for step in pipeline:
         name = step['type'].split('.')[-1]
-        if name == 'Resize' and 'scale' in step and found is None:
-            found = step
+        if name == 'Resize' and found is None and 'scale' in step and not (
+                step.keys() - {'type', 'scale', 'keep_ratio', '_scope_'}):
+            side = step['scale']
+            found = dict(step, scale=(side, side) if isinstance(side, int) else side)
         elif not name.startswith(('Load', 'Pack')):
             raise ValueError(f'test_pipeline has {dict(step)}: expected one Resize to a scale, and '
                              'nothing else that changes the picture')

@@ -1,9 +1,10 @@
 """Files for other runtimes, each run at once in its runtime and compared with PyTorch."""
 import contextlib
 import io
+import json
 import logging
-import os
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,7 @@ def torch_program(network, description, size=None):
 
 
 def save(model, path, description):
-    """Writes any of these models, so that ``path`` appears only once it is complete.
+    """Writes any of these models.
 
     Args:
         model: An ONNX, OpenVINO or torch.export model.
@@ -202,20 +203,14 @@ def save(model, path, description):
         list[Path]: The files.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'unfinished_{path.name}')
     if path.suffix == '.onnx':
-        need('onnx').save(model, unfinished)
-        written = [path]
+        need('onnx').save(model, path)
     elif path.suffix == '.xml':
-        need('openvino').save_model(model, unfinished, compress_to_fp16=False)
-        written = [path.with_suffix('.bin'), path]
+        need('openvino').save_model(model, path, compress_to_fp16=False)
+        return [path.with_suffix('.bin'), path]
     else:
-        torch.export.save(model, unfinished, extra_files={FILE: description.to_json()})
-        written = [path]
-    for file in written:
-        os.replace(unfinished.with_suffix(file.suffix), file)
-    return written
+        torch.export.save(model, path, extra_files={FILE: description.to_json()})
+    return [path]
 
 
 def read(path):
@@ -242,6 +237,7 @@ def read(path):
             model = need('openvino').Core().read_model(path)
             text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
         else:
+            _refuse_pickles(path)
             extra = {FILE: ''}
             model = torch.export.load(path, extra_files=extra)
             text = extra[FILE]
@@ -250,3 +246,15 @@ def read(path):
     except Exception as error:  # each library has its own
         raise ValueError(f'{path} cannot be read: {error}'.splitlines()[0]) from error
     return Description.from_json(text, path), model
+
+
+def _refuse_pickles(path):
+    """Raises where ``torch.export.load`` would unpickle anything but tensors."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith('.pt'):  # example inputs
+                torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+            elif name.endswith('_config.json'):  # of weights and constants
+                entries = json.loads(archive.read(name))['config'].values()
+                if any(entry['use_pickle'] for entry in entries):
+                    raise ValueError(f'{name} holds pickled objects')

@@ -2,6 +2,8 @@
 
 The model that was trained is not changed: everything here works on a folded copy of it.
 """
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -47,7 +49,8 @@ class FrameNetwork(nn.Module):
 
     def forward(self, frames):
         """Frames (N, H, W, 3), uint8, BGR -> logits (N, C, H/8, W/8)."""
-        images = frames.permute(0, 3, 1, 2) - self.mean  # float32, channels-last
+        # TensorRT takes uint8 only where it is converted at once
+        images = frames.float().permute(0, 3, 1, 2) - self.mean  # channels-last
         return self.decode_head(self.backbone(images.to(self.decode_head.conv_seg.weight.dtype)))
 
 
@@ -77,7 +80,13 @@ def _without_training_parts(model):
             f'A decode head with in_index={model.decode_head.in_index} and '
             f'{model.out_channels} output channels cannot be deployed with this package: expected '
             'the aggregation (0) and two channels at least')
-    network = fold_batch_norm(nn.Sequential(model.backbone, model.decode_head).eval())
+    if model.test_cfg.get('mode', 'whole') != 'whole' or model.data_preprocessor.test_cfg:
+        raise TypeError(
+            f'test_cfg={dict(model.test_cfg)} and data_preprocessor.test_cfg='
+            f'{model.data_preprocessor.test_cfg} cannot be deployed with this package: expected '
+            'whole images without padding')
+    parts = copy.deepcopy(nn.Sequential(model.backbone, model.decode_head))
+    network = fold_batch_norm(parts.eval())
     network[0].out_indices = (0, )
     return network
 

@@ -57,6 +57,8 @@ class Predictor:
     def __init__(self, config, checkpoint=None, backend='auto', precision='auto', device=None,
                  size=None, threads=None):
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        if self.device.type not in ('cpu', 'cuda'):
+            raise ValueError(f"device={device!r}: expected 'cpu' or 'cuda'")
         self.size = size
         self._last = threading.local()
         fixed = EXPORTED.get(Path(config).suffix)

@@ -7,6 +7,7 @@ import importlib
 import threading
 
 import torch
+from torch.export.passes import move_to_device_pass
 
 
 def need(module):
@@ -31,7 +32,8 @@ def cpu_has_bf16():
 class TorchRuntime:
     """The network itself, or an archive of ``torch.export``.
 
-    On the CPU it runs in channels-last, on a GPU as one CUDA graph for each size of frame.
+    On the CPU it runs in channels-last, on a GPU as one CUDA graph for each size of frame that
+    comes again.
 
     Args:
         network (FrameNetwork | ExportedProgram): In the precision that it shall have.
@@ -42,7 +44,7 @@ class TorchRuntime:
 
     def __init__(self, network, device):
         if isinstance(network, torch.export.ExportedProgram):
-            program = network.module().to(device)
+            program = move_to_device_pass(network, str(device)).module()
             self.network = lambda frames: program(frames)[1]  # the labels come before the logits
         else:
             self.network = network.to(device)
@@ -58,11 +60,14 @@ class TorchRuntime:
 
     def _replay(self, frames):
         with self.lock, torch.cuda.device(self.device):
-            if frames.shape not in self.graphs:
+            if frames.shape not in self.graphs:  # a size that may not come again
                 if len(self.graphs) == self.MAX_GRAPHS:
                     del self.graphs[next(iter(self.graphs))]
-                self.graphs[frames.shape] = self._capture(frames.shape)
-            graph, static, logits = self.graphs[frames.shape]
+                self.graphs[frames.shape] = None
+                return self.network(frames.to(self.device))
+            captured = self.graphs.pop(frames.shape) or self._capture(frames.shape)
+            self.graphs[frames.shape] = captured  # now the one used last
+            graph, static, logits = captured
             static.copy_(frames, non_blocking=True)
             graph.replay()
             return logits.clone()
@@ -76,7 +81,7 @@ class TorchRuntime:
                 self.network(static)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode='thread_local'):
             logits = self.network(static)
         return graph, static, logits
 
@@ -163,11 +168,13 @@ class ONNXRuntimeRuntime:
         options = onnxruntime.SessionOptions()
         if threads:
             options.intra_op_num_threads = threads
-        provider = 'CUDAExecutionProvider' if device.type == 'cuda' else 'CPUExecutionProvider'
+        provider, settings = 'CPUExecutionProvider', {}
+        if device.type == 'cuda':
+            provider, settings = 'CUDAExecutionProvider', dict(device_id=device.index or 0)
         if provider not in onnxruntime.get_available_providers():
             raise ImportError(f'This ONNX Runtime has no {provider}: pip install onnxruntime-gpu')
         self.session = onnxruntime.InferenceSession(
-            cut.SerializeToString(), options, providers=[provider])
+            cut.SerializeToString(), options, providers=[(provider, settings)])
 
     def __call__(self, frames):
         """See the module."""

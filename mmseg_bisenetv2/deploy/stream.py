@@ -177,6 +177,7 @@ def read_frames(source, every=1, max_frames=None, fps=None):
         return
     capture, own_fps, count = _open(source)
     live = source.kind == 'live' and count is None  # a file behind an address waits
+    lost = 0
     try:
         for index in itertools.count():
             if max_frames and index >= max_frames * every:
@@ -184,12 +185,16 @@ def read_frames(source, every=1, max_frames=None, fps=None):
             if not capture.grab():
                 break
             if index % every == 0:
-                image = capture.retrieve()[1]
+                decoded, image = capture.retrieve()
+                if not decoded:
+                    lost += 1
+                    continue
                 yield Frame(source, index // every, image, (fps or own_fps or 25) / every, live)
     finally:
         capture.release()
     # Sound files, too, can lack a few: the container's number may be an estimate
-    if index == 0 or (count and count - index > 1 + count // 50):
+    index -= lost
+    if index <= 0 or lost or (count and count - index > 1 + count // 50):
         raise OSError(f'{source}: damaged, {index} of {count or "its"} frames can be decoded')
 
 

@@ -1,4 +1,6 @@
 """Whether an exported file does what PyTorch does: it is run at once, on real-sized pictures."""
+import os
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -17,12 +19,12 @@ MIN_AGREEMENT = dict(fp32=99.9, bf16=99.0, int8=98.0)
 
 
 class DisagreementError(RuntimeError):
-    """An exported file does not do what PyTorch does; it was removed."""
+    """An exported file does not do what PyTorch does; it was not written."""
 
 
 def export_and_verify(model, description, path, pictures, size=None, raw=False, calibration=(),
                       min_agreement=None, truths=None, max_miou_drop=0.5):
-    """Writes a file, runs it in its runtime, and removes it again if it disagrees.
+    """Exports, runs the file in its runtime, and keeps it if it agrees.
 
     Args:
         model (EncoderDecoder): What ``mmseg.apis.init_model`` returned.
@@ -40,7 +42,7 @@ def export_and_verify(model, description, path, pictures, size=None, raw=False, 
         dict: The figures: agreement and largest difference of the logits, mIoU if asked for.
 
     Raises:
-        DisagreementError: If a figure is out of its bounds. The files are gone then.
+        DisagreementError: If a figure is out of its bounds. Nothing is written then.
         ValueError: If the options do not go together.
     """
     path, precision = Path(path), description.precision
@@ -68,24 +70,26 @@ def export_and_verify(model, description, path, pictures, size=None, raw=False, 
         built = export.quantise(network, description, list(map(frame, calibration)), size)
     else:
         built = export.openvino_model(network, description, size)
-    files = export.save(built, path, description)
-    try:
-        figures = _compare(path, model, network, description, list(map(frame, pictures)), raw,
-                           truths)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # What was there before stays until this one is known to be right
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        files = export.save(built, Path(folder, path.name), description)
+        figures = _compare(files[-1], model, network, description, list(map(frame, pictures)),
+                           raw, truths)
         least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
         if not figures['agreement'] >= least:
             raise DisagreementError(
-                f'{path} agrees with PyTorch on {figures["agreement"]:.3f} % of the pixels, '
-                f'expected {least} %. It was removed')
+                f'{path} would agree with PyTorch on {figures["agreement"]:.3f} % of the pixels, '
+                f'expected {least} %. It was not written')
         if truths and not figures['miou'] >= figures['pytorch_miou'] - max_miou_drop:
             raise DisagreementError(
-                f'{path} has {figures["miou"]:.2f} % mIoU, PyTorch {figures["pytorch_miou"]:.2f} '
-                f'%, expected {max_miou_drop} less at most. It was removed')
-    except BaseException:
+                f'{path} would have {figures["miou"]:.2f} % mIoU, PyTorch '
+                f'{figures["pytorch_miou"]:.2f} %, expected {max_miou_drop} less at most. It was '
+                'not written')
+        figures['size_mb'] = sum(file.stat().st_size for file in files) / 1e6
         for file in files:
-            file.unlink()
-        raise
-    return dict(figures, size_mb=sum(file.stat().st_size for file in files) / 1e6)
+            os.replace(file, path.with_name(file.name))
+    return figures
 
 
 def _compare(path, model, network, description, frames, raw, truths):
@@ -103,7 +107,7 @@ def _compare(path, model, network, description, frames, raw, truths):
                                      description.align_corners).numpy()
         if labels.shape != expected.shape or labels.dtype != np.uint8:
             raise DisagreementError(f'{path} gives labels {labels.shape} of {labels.dtype}, '
-                                    f'expected {expected.shape} of uint8. It was removed')
+                                    f'expected {expected.shape} of uint8. It was not written')
         same += (labels == expected).sum()
         total += labels.size
         if other is not None:
@@ -112,7 +116,8 @@ def _compare(path, model, network, description, frames, raw, truths):
             truth = truths[i]
             result = cv2.resize(result, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
             counts[name] = counts.get(name, 0) + IoUMetric.intersect_and_union(
-                torch.from_numpy(result), torch.from_numpy(truth), len(description.classes), 255)
+                torch.from_numpy(result), torch.from_numpy(truth), len(description.classes),
+                255).to_dense()
     return dict(agreement=100 * same / total, logit_difference=largest or None,
                 **{name: miou(confusion) for name, confusion in counts.items()})
 

@@ -68,6 +68,12 @@ def run(module, *inputs, with_cp):
     """Calls ``module``; with ``with_cp`` it is called again in backward, to save memory."""
     if not with_cp or not torch.is_grad_enabled():
         return module(*inputs)
+    return run_twice(module, *inputs)
+
+
+@torch.compiler.disable  # Dynamo knows no context_fn of this kind
+def run_twice(module, *inputs):
+    """Calls ``module`` now, and again in backward."""
     return checkpoint(  # nothing in the backbone is random
         module, *inputs, use_reentrant=False, preserve_rng_state=False,
         context_fn=lambda: (nullcontext(), discarded_statistics(module)))

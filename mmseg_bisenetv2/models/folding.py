@@ -38,10 +38,15 @@ def _learns(norm):
 
 
 class FoldedCopy:
-    """Keeps one folded copy of a network, and makes a new one when its weights have changed."""
+    """Keeps one folded copy of a network, and makes a new one when its weights have changed.
+
+    It sees loading, new tensors, and operations on them. Fused optimisers and writes to ``.data``
+    (MMEngine's EMA) leave no trace in PyTorch: whoever owns the copy drops it when training may
+    have gone on.
+    """
 
     def __init__(self):
-        self.state = self.network = None
+        self.kept = None, None  # one assignment, so that no thread sees half of it
 
     def of(self, network):
         """The folded copy; the network itself where that is not to be had.
@@ -56,12 +61,13 @@ class FoldedCopy:
         tensors = [*network.parameters(), *network.buffers()]
         if any(tensor.is_inference() for tensor in tensors):
             return network  # such tensors do not count their changes
-        # An optimiser counts up the version, an exchange of weights (EMA) moves the address
         state = [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors]
-        if state != self.state:
+        known, folded = self.kept
+        if state != known:
             with torch.inference_mode(False), torch.no_grad():
-                self.state, self.network = state, fold_batch_norm(network)
-        return self.network
+                folded = fold_batch_norm(network)
+            self.kept = state, folded
+        return folded
 
     def __deepcopy__(self, memo):
         return FoldedCopy()

@@ -4,8 +4,9 @@ from mmengine.structures import PixelData
 from torch import nn
 
 from mmseg_bisenetv2.checkpoints import TrainingBegan, load_hook
+from mmseg_bisenetv2.models.fcn_head import FCNHead
 from mmseg_bisenetv2.models.folding import FoldedCopy
-from mmseg_bisenetv2.models.upsample_argmax import Side, upsample_argmax
+from mmseg_bisenetv2.models.upsample_argmax import Side, upsample_argmax, whole
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -22,8 +23,9 @@ class EncoderDecoder(MMSegEncoderDecoder):
 
     Predicts the same labels as MMSegmentation's, straight from the low-resolution logits and with
     BatchNorm folded into the convolutions. ``seg_logits`` of a prediction are resized to the full
-    size when they are asked for, as by test-time augmentation, and not kept. Slide mode, a single
-    output channel, and heads that predict in a way of their own go MMSegmentation's way.
+    size when their ``data`` is asked for, as by test-time augmentation, and not kept; what goes
+    through ``to_dict``, as to metrics, needs ``keep_logits=True`` for them. Slide mode, a single
+    output channel, and heads or subclasses that predict in a way of their own go MMSegmentation's.
 
     Args:
         *args: Those of ``mmseg.models.segmentors.EncoderDecoder``.
@@ -43,6 +45,22 @@ class EncoderDecoder(MMSegEncoderDecoder):
         self.training_began.is_set = True
         super().init_weights()
 
+    def train(self, mode=True):
+        """Sets the mode, as every validation does; what was folded before is dropped."""
+        self._folded = FoldedCopy()
+        return super().train(mode)
+
+    def loss(self, inputs, data_samples):
+        """The losses; labels become int64 where a head is not ours, since PyTorch's needs that."""
+        heads = [self.decode_head]
+        if self.with_auxiliary_head:
+            several = isinstance(self.auxiliary_head, nn.ModuleList)
+            heads += self.auxiliary_head if several else [self.auxiliary_head]
+        if not all(isinstance(head, FCNHead) for head in heads):
+            for sample in data_samples:
+                sample.gt_sem_seg.data = sample.gt_sem_seg.data.long()
+        return super().loss(inputs, data_samples)
+
     def predict(self, inputs, data_samples=None):
         """Labels of a batch of images.
 
@@ -59,8 +77,7 @@ class EncoderDecoder(MMSegEncoderDecoder):
         size = tuple(inputs.shape[2:])
         if data_samples is None:
             data_samples = [SegDataSample() for _ in inputs]
-            geometries = [(Side(size[0], 0, size[0], False, size[0]),
-                           Side(size[1], 0, size[1], False, size[1]))] * len(inputs)
+            geometries = [(whole(size[0]), whole(size[1]))] * len(inputs)
         else:
             size = self._resized_to(data_samples[0].metainfo)
             geometries = [_sides(size, sample.metainfo) for sample in data_samples]
@@ -77,7 +94,10 @@ class EncoderDecoder(MMSegEncoderDecoder):
 
     def _labels_are_argmax_of_resized_logits(self):
         head = type(self.decode_head)
+        ours, theirs = type(self), MMSegEncoderDecoder
         return (self.test_cfg.get('mode', 'whole') == 'whole' and self.out_channels > 1
+                and ours.extract_feat is theirs.extract_feat
+                and ours.encode_decode is theirs.encode_decode
                 and head.predict is BaseDecodeHead.predict
                 and head.predict_by_feat is BaseDecodeHead.predict_by_feat)
 

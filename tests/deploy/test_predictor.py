@@ -221,6 +221,7 @@ def test_automatic_choices(files, monkeypatch):
     (dict(backend='onnxruntime', precision='bf16'), "precision='bf16': 'onnxruntime' has"),
     (dict(precision='fp8'), "precision='fp8'"),
     (dict(backend='openvino', device='cuda'), 'runs on the CPU'),
+    (dict(device='mps'), "device='mps': expected 'cpu' or 'cuda'"),
 ])
 def test_wrong_options(files, options, message):
     with pytest.raises(ValueError, match=message):
@@ -259,6 +260,29 @@ def test_other_networks_are_refused(files):
     model.backbone = torch.nn.Identity()
     with pytest.raises(TypeError, match='Identity cannot be deployed'):
         predictor.FrameNetwork(model)
+
+
+def test_what_mim_test_would_do_otherwise_is_refused(files):
+    for key, value in (('test_cfg', dict(mode='slide', crop_size=(32, 32), stride=(16, 16))),
+                       ('data_preprocessor.test_cfg', dict(size_divisor=32))):
+        model = init_model(str(files[0]), device='cpu', cfg_options={f'model.{key}': value})
+        with pytest.raises(TypeError, match='expected whole images'):
+            predictor.FrameNetwork(model)
+
+
+def test_model_stays_in_training_mode(files):
+    model = init_model(str(files[0]), device='cpu').train()
+    predictor.FrameNetwork(model)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize('options', [dict(interpolation='nearest'), dict(scale_factor=0.5)])
+def test_resize_that_is_not_understood(tmp_path, options):
+    step = dict(type='Resize', **options)
+    if 'scale_factor' not in options:
+        step['scale'] = (96, 64)
+    with pytest.raises(ValueError, match='expected one Resize'):
+        Predictor(*write(tmp_path, [step]), device='cpu')
 
 
 def test_description_survives():

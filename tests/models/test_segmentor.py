@@ -154,9 +154,22 @@ def change_by_loading(model):
                            for k, v in model.state_dict().items()})
 
 
-def change_by_exchange(model):  # as MMEngine's EMAHook does around a validation
+def change_by_assignment(model):
     for parameter in model.parameters():
         parameter.data = parameter.data * 1.5
+
+
+def change_by_exchange(model):  # as MMEngine's EMAHook does, before the validation sets its mode
+    for parameter in model.parameters():
+        parameter.data.copy_(parameter.data * 1.5)
+    model.eval()
+
+
+def change_by_fused_optimiser(model):
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(model.parameters(), 0.1, fused=True).step()
+    model.eval()
 
 
 def change_statistics(model):
@@ -167,7 +180,8 @@ def change_statistics(model):
 
 
 @pytest.mark.parametrize('change', [
-    change_by_optimiser, change_by_loading, change_by_exchange, change_statistics])
+    change_by_optimiser, change_by_fused_optimiser, change_by_loading, change_by_assignment,
+    change_by_exchange, change_statistics])
 def test_folded_copy_follows_the_weights(change):
     model = build()
     before = predict(model)[0].seg_logits.data
@@ -189,7 +203,7 @@ def test_folding_leaves_the_model_alone():
         assert torch.equal(value, before[key]) and value.is_contiguous()
     assert all(p.requires_grad for p in model.parameters())
     copied = copy.deepcopy(model)
-    assert copied._folded.network is None
+    assert copied._folded.kept == (None, None)
     assert_same(predict(copied), predict(model))
 
 
@@ -227,3 +241,27 @@ def test_folded_network_is_the_same_function():
 def test_unknown_flip():
     with pytest.raises(ValueError, match="flip_direction is 'diagonal'"):
         predict(build(), meta=dict(flip=True, flip_direction='diagonal'))
+
+
+def test_subclass_with_features_of_its_own():
+    model = build()
+
+    class Other(type(model)):
+        def extract_feat(self, inputs):
+            return super().extract_feat(inputs * 0)
+
+    model.__class__ = Other
+    assert predict(model)[0].seg_logits.data.std((1, 2)).max() < 1
+    assert type(predict(model)[0].seg_logits) is PixelData
+
+
+def test_uint8_labels_for_other_heads():
+    model = build()
+    model.auxiliary_head = MODELS.build(dict(
+        type='FCNHead', in_channels=16, channels=4, num_classes=4, in_index=4, norm_cfg=dict(
+            type='BN'), loss_decode=dict(type='CrossEntropyLoss')))
+    data = model.data_preprocessor(batch(), False)
+    for sample in data['data_samples']:
+        sample.gt_sem_seg = PixelData(data=torch.zeros(1, 64, 96, dtype=torch.uint8))
+    losses = model.train().loss(data['inputs'], data['data_samples'])
+    assert all(torch.isfinite(value).all() for value in losses.values())

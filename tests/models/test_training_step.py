@@ -340,3 +340,17 @@ def test_loss_curve_equals_mmsegs():
     assert theirs[-4:].mean() < 0.9 * theirs[:4].mean()
     np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-4)  # before chaos sets in
     assert ours.mean() == pytest.approx(theirs.mean(), rel=0.01)
+
+
+def test_checkpointing_under_compile():
+    from small import WIDTHS
+    torch.manual_seed(0)
+    model = MODELS.build(dict(
+        type='mmseg_bisenetv2.BiSeNetV2', with_cp=True, norm_cfg=dict(type='BN'), **WIDTHS))
+    x = torch.randn(2, 3, 64, 64)
+    expected = copy.deepcopy(model)(x)[0]
+    compiled = torch.compile(model, backend='eager')(x)[0]
+    compiled.sum().backward()
+    assert torch.allclose(compiled, expected, atol=1e-5)
+    assert model.detail.detail_branch[0][0].conv.weight.grad is not None
+    torch._dynamo.reset()

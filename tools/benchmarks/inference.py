@@ -116,6 +116,7 @@ def measure(args, stock, checkpoint, frame, path, batch):
 
     from_file = copy.copy(stock)  # inference_model changes the config of the model for arrays
     from_file.cfg = copy.deepcopy(stock.cfg)
+    from_file.cfg.test_pipeline[0].type = 'LoadImageFromFile'
     runs = {'MMSegmentation': lambda source: inference_model(
         from_file if source is paths else stock, source)}
     networks = {}
