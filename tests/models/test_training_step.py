@@ -354,3 +354,16 @@ def test_checkpointing_under_compile():
     assert torch.allclose(compiled, expected, atol=1e-5)
     assert model.detail.detail_branch[0][0].conv.weight.grad is not None
     torch._dynamo.reset()
+
+
+def test_losses_are_read_before_a_validation():
+    from types import SimpleNamespace
+
+    from mmengine.logging import MessageHub
+    hook = HOOKS.build(dict(type='mmseg_bisenetv2.RuntimeInfoHook'))
+    runner = SimpleNamespace(message_hub=MessageHub.get_instance('before_val'))
+    hook.before_val(runner)  # nothing kept: a validation alone
+    hook._kept, hook._batch_idx = [dict(loss=torch.tensor(2.0)), dict(loss=torch.tensor(3.0))], 1
+    hook.before_val(runner)
+    assert runner.message_hub.get_scalar('train/loss').data[0].tolist() == [2.0, 3.0]
+    assert hook._kept == []
