@@ -92,7 +92,7 @@ def test_pictures_and_a_video(tool, tmp_path):
     assert code == 0, errors
     assert Fake.made == (('c.py', 'c.pth'), dict(backend='torch', precision='bf16', device='cpu'))
     assert f'{out}/overlay: 2 files' in text and f'{out}/labels: 6 files' in text
-    assert '6 frames, 0 dropped' in text
+    assert '6 frames, 0 of a camera dropped' in text
     assert '1000.0 frames per second, network' in text  # that of the fake
     assert 'frames per second, end to end' in text
     assert '6/6' in errors  # the bar
@@ -183,7 +183,7 @@ def test_a_signal_leaves_a_whole_video(tmp_path, number, code):
     out, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     frames = count(tmp_path / 'out/overlay/clip.mp4')
-    assert 10 <= frames < 2000 and f'{frames} frames, 0 dropped' in out
+    assert 10 <= frames < 2000 and f'{frames} frames, 0 of a camera dropped' in out
     assert f'{tmp_path / "out"}/overlay: 1 files' in out
     assert 'Traceback' not in errors
 
@@ -208,7 +208,7 @@ def test_pictures_and_videos_through_the_network(tmp_path):
          '--write', 'overlay', 'labels', 'label-ids', '--backend', 'torch', '--precision', 'fp32'],
         capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert '4 frames, 0 dropped' in done.stdout and 'network' in done.stdout
+    assert '4 frames, 0 of a camera dropped' in done.stdout and 'network' in done.stdout
     predictor = mmseg_bisenetv2.deploy.Predictor(
         CONFIG, tmp_path / 'weights.pth', backend='torch', precision='fp32')
     capture = cv2.VideoCapture(str(tmp_path / 'in/b.mp4'))

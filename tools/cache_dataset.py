@@ -7,6 +7,7 @@ Writes DATA_ROOT/cache_mmseg_bisenetv2, which the data sets of this package use 
 interruption: finished files are checked by their hashes and kept.
 """
 import argparse
+import sys
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
@@ -34,10 +35,13 @@ def main():
     for split in args.split:
         dataset = DATASETS.build(dict(config[f'{split}_dataloader'].dataset, lazy_init=True))
         files = dataset.load_data_list()
-        decoded, kept = build_cache(
-            dataset.data_root, [file['img_path'] for file in files],
-            [file['seg_map_path'] for file in files if 'seg_map_path' in file],
-            args.out, args.num_workers)
+        try:
+            decoded, kept = build_cache(
+                dataset.data_root, [file['img_path'] for file in files],
+                [file['seg_map_path'] for file in files if 'seg_map_path' in file],
+                args.out, args.num_workers)
+        except (OSError, ValueError) as error:
+            sys.exit(f'\n{error}')
         print(f'\n{split}: {decoded} files decoded, {kept} were finished')
 
 

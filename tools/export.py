@@ -17,6 +17,7 @@ import sys
 import numpy as np
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
+from mmseg_bisenetv2.checkpoints import CheckpointError
 from mmseg_bisenetv2.deploy.description import Description
 from mmseg_bisenetv2.deploy.verify import DisagreementError, export_and_verify
 
@@ -64,27 +65,37 @@ def main():
                         help='with --val; default: %(default)s')
     args = parser.parse_args()
     size = tuple(args.size) if args.size else None
-    model = init_model(args.config, args.checkpoint, device='cpu')
+    if not args.out.endswith(('.onnx', '.xml', '.pt2')):
+        parser.error(f'{args.out}: expected a name that ends in .onnx, .xml or .pt2; '
+                     'a TensorRT engine is made from the .onnx by trtexec')
+    if args.precision == 'int8' and not args.calibrate:
+        parser.error("--precision int8 needs --calibrate 'train/*.png'")
+    calibration = pictures(args.calibrate, args.calibrate_number)
+    images, truths = pictures(args.images or []), None
+    try:
+        model = init_model(args.config, args.checkpoint, device='cpu')
+    except CheckpointError as error:
+        sys.exit(str(error))
     description = dataclasses.replace(
         Description.of(model, args.checkpoint), precision=args.precision)
-    images, truths = pictures(args.images or []), None
+    what = 'pictures'
     if args.val:
         dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
         chosen = np.linspace(0, len(dataset) - 1, min(args.val, len(dataset))).round().astype(int)
         images = [dataset.get_data_info(i)['img_path'] for i in chosen]
         truths = [dataset[i]['data_samples'].gt_sem_seg.data[0].numpy() for i in chosen]
     elif not images:
+        what = 'picture of noise (--images takes yours)'
         images = [np.random.default_rng(0).integers(
             0, 256, (*(size or (512, 1024)), 3), dtype=np.uint8)]
     try:
         figures = export_and_verify(
             model, description, args.out, images, size, args.raw,
-            pictures(args.calibrate, args.calibrate_number), args.min_agreement, truths,
-            args.max_miou_drop)
+            calibration, args.min_agreement, truths, args.max_miou_drop)
     except (DisagreementError, ValueError, ImportError) as error:
         sys.exit(str(error))
     print(f'{args.out}: {figures["size_mb"]:.1f} MB, {args.precision}')
-    print(f'agreement with PyTorch FP32 on {len(images)} pictures: {figures["agreement"]:.3f} %')
+    print(f'agreement with PyTorch FP32 on {len(images)} {what}: {figures["agreement"]:.3f} %')
     if figures['logit_difference'] is not None:
         print(f'largest difference of a logit: {figures["logit_difference"]:.2g}')
     if truths:

@@ -36,7 +36,10 @@ def parse_args():
     parser.add_argument('--max-frames', type=positive, metavar='N', help='of each video')
     parser.add_argument('--fps', type=float, help="default: the video's, 25 if it tells none")
     parser.add_argument('--show', action='store_true', help='in a window, too; q ends')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.config and not args.checkpoint:
+        parser.error('--config needs --checkpoint FILE: without it the weights are random')
+    return args
 
 
 def positive(text):
@@ -77,7 +80,8 @@ def main():
         sys.exit(f'Stopped: {error}')
     for output, number in writer.files.items():
         print(f'{args.out}/{output}: {number} files')
-    print(f'{report.frames} frames, {report.dropped} dropped')
+    interrupted = 'interrupted; ' if caught else ''
+    print(f'{interrupted}{report.frames} frames, {report.dropped} of a camera dropped')
     if report.frames > 1:  # the first is left out: it pays for compilation
         for name, seconds in (('end to end', report.seconds), ('network', report.network_seconds)):
             print(f'{(report.frames - 1) / seconds:7.1f} frames per second, {name}')

@@ -161,6 +161,7 @@ def quantise(network, description, frames, size=None):
     # Bias correction costs up to 1 % of the labels. The overflow fix takes one bit from the weights
     # of the first quantised layer, meant for one that reads the image, which is not so here.
     nncf = need('nncf')
+    nncf.set_log_level(logging.ERROR)  # else a line for each layer that is left out
     advanced = need('nncf.quantization.advanced_parameters')
     model = nncf.quantize(
         openvino_logits(network, size),
@@ -244,7 +245,8 @@ def read(path):
     except ImportError:
         raise
     except Exception as error:  # each library has its own
-        raise ValueError(f'{path} cannot be read: {error}'.splitlines()[0]) from error
+        reason = ' '.join(str(error).split())[:300]
+        raise ValueError(f'{path} cannot be read: {reason}') from error
     return Description.from_json(text, path), model
 
 

@@ -1,5 +1,6 @@
 """From a picture to its label map, on the fastest runtime that is installed."""
 import importlib.util
+import logging
 import os
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from mmengine.logging import print_log
 
 from mmseg_bisenetv2.deploy import export
 from mmseg_bisenetv2.deploy.description import Description
@@ -59,15 +61,26 @@ class Predictor:
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         if self.device.type not in ('cpu', 'cuda'):
             raise ValueError(f"device={device!r}: expected 'cpu' or 'cuda'")
-        self.size = size
+        if self.device.type == 'cuda' and not torch.cuda.is_available():
+            raise ValueError(f'device={device!r}: PyTorch finds no GPU')
+        if size is not None and (np.ndim(size) != 1 or len(size) != 2):
+            raise ValueError(f'size={size!r}: expected (height, width)')
+        self.size = size and tuple(size)
         self._last = threading.local()
-        fixed = EXPORTED.get(Path(config).suffix)
+        suffix = Path(config).suffix
+        if suffix not in ('.py', '.json', '.yaml', '.yml', *EXPORTED):
+            raise ValueError(f'{config}: expected a config (.py) or a file of tools/export.py '
+                             f'({", ".join(EXPORTED)}); a checkpoint comes second')
+        fixed = EXPORTED.get(suffix)
         self.backend = self._choose_backend(backend, fixed)
         if fixed:
             if checkpoint:
                 raise ValueError(f'{config} holds its weights: expected no checkpoint beside it')
             self.description, model = export.read(config)
         else:
+            if checkpoint is None:
+                print_log(f'{config} without a checkpoint: the weights are random',
+                          logger='current', level=logging.WARNING)
             model = init_model(str(config), checkpoint and str(checkpoint), device='cpu')
             self.description = Description.of(model, checkpoint)
             model = FrameNetwork(model)
@@ -101,6 +114,8 @@ class Predictor:
         possible = PRECISIONS[self.backend]
         if fixed == 'torch':
             possible = ('fp32', )  # fixed at export
+        elif self.device.type == 'cpu':
+            possible = [name for name in possible if name != 'fp16']  # no processor multiplies it
         if precision == 'auto':
             wish = 'fp16' if self.device.type == 'cuda' else 'bf16' if cpu_has_bf16() else 'fp32'
             return wish if wish in possible else 'fp32'
@@ -221,16 +236,19 @@ def read_image(image):
         if not path.is_file():
             raise FileNotFoundError(f'No picture {path}')
         data = np.fromfile(path, np.uint8)  # cv2.imread cannot open every name on every system
+        if not data.size:
+            raise ValueError(f'{path} cannot be decoded: it is empty')
         try:
             image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # None where it is no picture
             cause = 'truncated, or no picture'
-        except cv2.error as error:  # empty, or too large
+        except cv2.error as error:  # too large
             image, cause = None, error.err
         if image is None:
             raise ValueError(f'{path} cannot be decoded: {cause}')
         return image
     if not isinstance(image, np.ndarray):
-        raise ValueError(f'Expected a path or an array (H, W, 3), uint8, BGR; got {type(image)}')
+        raise ValueError(f'Expected a path or an array (H, W, 3), uint8, BGR; got {type(image)}'
+                         + ' (cv2.imread gives None for what it cannot read)' * (image is None))
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:

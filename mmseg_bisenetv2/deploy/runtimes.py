@@ -159,6 +159,8 @@ class ONNXRuntimeRuntime:
         onnxruntime, onnx = need('onnxruntime'), need('onnx')
         cut = onnx.ModelProto()
         cut.CopyFrom(model)
+        if [value.name for value in model.graph.input] != ['frames']:
+            raise ValueError('The ONNX model takes no frames: it was exported with --raw')
         if not any('logits' in node.output for node in cut.graph.node):
             raise ValueError('The ONNX model has no tensor "logits": it was not written by '
                              'tools/export.py')

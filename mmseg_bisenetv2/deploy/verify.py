@@ -53,7 +53,7 @@ def export_and_verify(model, description, path, pictures, size=None, raw=False, 
     if precision != 'fp32' and path.suffix != '.xml':
         raise ValueError(f'{path}: {precision} is for OpenVINO, .xml')
     if precision == 'int8' and not calibration:
-        raise ValueError('INT8 needs pictures to calibrate on')
+        raise ValueError("INT8 needs pictures to calibrate on: --calibrate 'train/*.png'")
     network = FrameNetwork(model)
 
     def frame(picture):

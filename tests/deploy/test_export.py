@@ -59,6 +59,8 @@ def test_raw_file(model, description, tmp_path):
     path = tmp_path / 'raw.onnx'
     figures = export_and_verify(model, description, path, PICTURES, raw=True)
     assert figures['agreement'] >= 99.9 and 0 < figures['logit_difference'] < 1e-3
+    with pytest.raises(ValueError, match='exported with --raw'):
+        Predictor(path, device='cpu')
 
 
 def test_graph_has_no_argmax(model, description, tmp_path):
@@ -210,6 +212,10 @@ def test_tool(files, tmp_path):
               '--min-agreement', 100.1, ok=False)
     assert 'It was not written' in out and 'Traceback' not in out
     assert not (tmp_path / 'q.xml').exists()
+    out = run('tools/export.py', *files, tmp_path / 'a.engine', ok=False)
+    assert 'trtexec' in out and 'Traceback' not in out
+    out = run('tools/export.py', files[0], tmp_path / '0.png', tmp_path / 'b.onnx', ok=False)
+    assert '0.png' in out and 'Traceback' not in out
 
 
 def test_readme_examples_need_nothing_of_this_package(model, description, tmp_path):

@@ -155,7 +155,7 @@ def test_path_grey_alpha_and_16_bit(predictors, tmp_path):
     (np.zeros((8, 8, 2), np.uint8), r'got \(8, 8, 2\)'),
     (np.zeros(8, np.uint8), r'got \(8,\)'),
     (np.zeros((8, 8, 3), bool), 'got bool'),
-    (None, 'NoneType'),
+    (None, r'NoneType.*cv2\.imread gives None'),
 ])
 def test_what_is_no_picture(predictors, bad, message):
     with pytest.raises(ValueError, match=message):
@@ -220,12 +220,29 @@ def test_automatic_choices(files, monkeypatch):
     (dict(backend='tensorrt'), "backend='tensorrt': expected 'auto' or one of"),
     (dict(backend='onnxruntime', precision='bf16'), "precision='bf16': 'onnxruntime' has"),
     (dict(precision='fp8'), "precision='fp8'"),
-    (dict(backend='openvino', device='cuda'), 'runs on the CPU'),
+    (dict(backend='openvino', device='cuda'), 'runs on the CPU|finds no GPU'),
     (dict(device='mps'), "device='mps': expected 'cpu' or 'cuda'"),
+    (dict(backend='torch', precision='fp16'), "precision='fp16'"),
+    (dict(size=512), r'size=512: expected \(height, width\)'),
 ])
 def test_wrong_options(files, options, message):
     with pytest.raises(ValueError, match=message):
         Predictor(*files, **dict(dict(device='cpu'), **options))
+
+
+def test_files_that_are_neither_config_nor_export(files, tmp_path):
+    for path in (files[1], tmp_path / 'a.engine'):
+        with pytest.raises(ValueError, match='expected a config'):
+            Predictor(path, device='cpu')
+
+
+def test_random_weights_are_announced(files, monkeypatch):
+    said = []
+    monkeypatch.setattr(predictor, 'print_log', lambda text, **_: said.append(text))
+    Predictor(*files, backend='torch', device='cpu')
+    assert not said
+    Predictor(files[0], backend='torch', device='cpu')
+    assert 'the weights are random' in said[0]
 
 
 def test_missing_runtime_names_the_extra():

@@ -5,6 +5,7 @@ labels in memory; 'with decoding' from its file; 'network' without what is aroun
 with the labels of FP32 PyTorch, MMSegmentation's among them. Exported files (--files) join in.
 """
 import copy
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -20,6 +21,7 @@ from mmengine.registry import init_default_scope
 
 from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
 from mmseg_bisenetv2.deploy import Predictor
+from mmseg_bisenetv2.deploy.predictor import read_image
 from mmseg_bisenetv2.deploy.runtimes import cpu_has_bf16
 from mmseg_bisenetv2.models.upsample_argmax import upsample_argmax
 from mmseg_bisenetv2.report import draw_speeds
@@ -65,7 +67,7 @@ def run(args):
 
 def read_frame(name, height, width):
     if name:
-        return cv2.resize(cv2.imread(name), (width, height), interpolation=cv2.INTER_CUBIC)
+        return cv2.resize(read_image(name), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(draw_scene(np.random.default_rng(0), (height, width))[0][..., ::-1])
 
 
@@ -86,7 +88,7 @@ def build(args, frame, folder):
     return stock, checkpoint
 
 
-def variants(args, checkpoint, frame):
+def variants(args, checkpoint, frame, classes):
     """Every backend and precision that this machine has."""
     height, width = frame.shape[:2]
     options = dict(device=args.device, size=(height, width), threads=args.threads)
@@ -96,11 +98,17 @@ def variants(args, checkpoint, frame):
     else:
         wanted = dict(torch=['fp32', 'bf16', 'fp16'])
     for backend, precisions in wanted.items():
+        if backend != 'torch' and not importlib.util.find_spec(backend):
+            print(f'{backend} is not installed (the extra "deploy"): left out')
+            continue
         for precision in precisions:
             yield f'{backend} {precision}', Predictor(
                 args.config, checkpoint, backend=backend, precision=precision, **options)
     for path in args.files:
         predictor = Predictor(path, **options)
+        if len(predictor.classes) != classes:
+            raise SystemExit(f'{path} has {len(predictor.classes)} classes, the network {classes}: '
+                             'expected an export of the same weights')
         yield f'{predictor.backend} {predictor.precision}, file', predictor
 
 
@@ -120,7 +128,7 @@ def measure(args, stock, checkpoint, frame, path, batch):
     runs = {'MMSegmentation': lambda source: inference_model(
         from_file if source is paths else stock, source)}
     networks = {}
-    for name, predictor in variants(args, checkpoint, frame):
+    for name, predictor in variants(args, checkpoint, frame, stock.num_classes):
         runs[name], networks[name] = predictor, predictor
     labels = {name: labels_of(run(frames)[0]) for name, run in runs.items()}  # this warms up, too
     times = {name: dict(end_to_end=[], decoding=[], network=[]) for name in runs}

@@ -1,4 +1,5 @@
 """What the benchmarks share: paired times, memory, and their command-line arguments."""
+import argparse
 import ctypes
 import gc
 import statistics
@@ -10,8 +11,11 @@ import torch
 
 def size(text):
     """'512x1024' -> (512, 1024): height and width."""
-    height, width = text.lower().split('x')
-    return int(height), int(width)
+    try:
+        height, width = map(int, text.lower().split('x'))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text}: expected HxW, such as 512x1024') from None
+    return height, width
 
 
 def seconds(step):
