@@ -108,8 +108,7 @@ def openvino_model(network, description, size=None):
     Returns:
         openvino.Model: With a tensor 'logits' (N, C, H/8, W/8) inside.
     """
-    model = openvino_logits(network, size)
-    return with_labels(model, description)
+    return with_labels(openvino_logits(network, size), description)
 
 
 def openvino_logits(network, size=None):

@@ -4,8 +4,7 @@
 # linearly from 0.1 to 1 at iteration 1000, poly(i) = (0.05 - 1e-4) (1 - i / 159960)^0.9 + 1e-4.
 _base_ = 'mmseg::_base_/schedules/schedule_160k.py'
 max_iters = 159960
-# weight decay of every parameter; fused is PyTorch's single kernel: the same result to 1e-7, half
-# the time on the CPU, and under FP16 no wait for the GPU to say whether a gradient overflowed
+# weight decay of every parameter; fused is PyTorch's single kernel, with the same result to 1e-7
 optimizer = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
 optim_wrapper = dict(optimizer=optimizer)
 param_scheduler = [
