@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmseg_bisenetv2.deploy.winograd import with_winograd
 from mmseg_bisenetv2.models.bisenetv2 import BiSeNetV2
 from mmseg_bisenetv2.models.folding import fold_batch_norm
 
@@ -21,14 +22,18 @@ class FrameNetwork(nn.Module):
 
     Args:
         model (EncoderDecoder): MMSegmentation's or ours, with a BiSeNetV2 of this package.
+        winograd (bool): The head's 3x3 convolution as :class:`WinogradHead`, if it has one. On two
+            Zen 4 cores OpenVINO then takes half the time for the head, in FP32 and BF16.
 
     Raises:
         TypeError: If it has another backbone, or a neck.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, winograd=False):
         super().__init__()
         self.backbone, self.decode_head = _without_training_parts(model)
+        if winograd:
+            self.decode_head = with_winograd(self.decode_head)
         preprocessor = model.data_preprocessor
         mean, std = (getattr(preprocessor, name, torch.full((3, ), value)).flatten()
                      for name, value in (('mean', 0.0), ('std', 1.0)))

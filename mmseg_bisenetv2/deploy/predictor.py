@@ -83,8 +83,9 @@ class Predictor:
                           logger='current', level=logging.WARNING)
             model = init_model(str(config), checkpoint and str(checkpoint), device='cpu')
             self.description = Description.of(model, checkpoint)
-            model = FrameNetwork(model)
         self.precision = self._choose_precision(precision, fixed)
+        if not fixed:
+            model = FrameNetwork(model, winograd=self.backend == 'openvino')
         self.runtime = self._start(model, fixed, threads)
         self.classes = self.description.classes
         self.palette = np.array(self.description.palette, np.uint8).reshape(-1, 3)

@@ -138,10 +138,10 @@ class OpenVINORuntime:
 def only_logits(model):
     """An OpenVINO model that ends at its tensor 'logits'."""
     openvino = need('openvino')
-    for node in model.get_ordered_ops():
-        for output in node.outputs():
-            if 'logits' in output.get_names():
-                return openvino.Model([output], model.get_parameters())
+    found = [output for node in model.get_ordered_ops() for output in node.outputs()
+             if 'logits' in output.get_names()]
+    if found:  # the converter also gives tensors the names of Python's variables
+        return openvino.Model(found[-1:], model.get_parameters())
     raise ValueError('The OpenVINO model has no tensor "logits": it was not written by '
                      'tools/export.py')
 

@@ -25,11 +25,12 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
+from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mmseg_bisenetv2.models.recompute import ConvModule
 from mmseg_bisenetv2.registry import MODELS
 
 BGA_UPSAMPLE_MODES = ('bilinear', 'nearest')

@@ -1,10 +1,13 @@
 """MMSegmentation's FCNHead, with a loss that needs no full-size logits."""
+from mmcv.cnn import ConvModule as MMCVConvModule
+
 from mmseg_bisenetv2.models.bisenetv2 import reset_parameters
 from mmseg_bisenetv2.models.losses import (
     UpsampleCrossEntropy,
     ohem_weight,
     upsample_cross_entropy,
 )
+from mmseg_bisenetv2.models.recompute import ConvModule, convolve, dropped_and_convolved
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
@@ -29,6 +32,9 @@ class FCNHead(MMSegFCNHead):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+        for module in self.modules():
+            if type(module) is MMCVConvModule:
+                module.__class__ = ConvModule  # the same but for what it keeps for backward
         if self.init_cfg is None:
             reset_parameters(self)
 
@@ -36,6 +42,12 @@ class FCNHead(MMSegFCNHead):
         """Applies ``init_cfg``; without one, keeps what the constructor drew."""
         if self.init_cfg is not None:
             super().init_weights()
+
+    def cls_seg(self, feat):
+        """Classifies each pixel, (N, C, h, w) -> logits (N, classes, h, w)."""
+        if self.dropout is None:
+            return convolve(self.conv_seg, feat)
+        return dropped_and_convolved(self.dropout, self.conv_seg, feat)
 
     def loss_by_feat(self, seg_logits, batch_data_samples):
         """The loss and the pixel accuracy in percent, under MMSegmentation's names.

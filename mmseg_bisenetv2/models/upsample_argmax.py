@@ -109,29 +109,43 @@ def upsample_argmax(logits, rows, columns, align_corners=False):
     return (_by_cells if logits.is_cpu else _by_stripes)(logits.float(), y, x)
 
 
-def _label_type(logits):
-    return torch.uint8 if len(logits) <= 256 else torch.int64
-
-
 def _by_cells(logits, y, x):
+    classes, _, width = logits.shape
+    taps_y, taps_x = y.weight.size(1), x.weight.size(1)
     logits = logits.permute(1, 2, 0).contiguous()  # (h, w, C)
-    top = logits.argmax(2).to(_label_type(logits.permute(2, 0, 1)))
-    corners = top.unfold(0, y.weight.size(1), 1).unfold(1, x.weight.size(1), 1).flatten(2)
-    # Right where all corners agree; the other cells follow
-    labels = corners[..., 0][y.first][:, x.first]
+    top = logits.argmax(2)
+    corners = top.unfold(0, taps_y, 1).unfold(1, taps_x, 1).flatten(2)
     same = (corners == corners[..., :1]).all(2)
-    cell_rows, cell_columns = (~same[y.first[y.index[:, 0]]][:, x.first[x.index[:, 0]]]).nonzero(
+    # Right where all corners agree; the other cells follow
+    labels = top.to(torch.uint8 if classes <= 256 else torch.int64)
+    labels = labels.index_select(1, x.first).index_select(0, y.first)
+    rows, columns = (~same[y.first[y.index[:, 0]]][:, x.first[x.index[:, 0]]]).nonzero(
         as_tuple=True)
-    step = max(1, CELL_BYTES // (4 * logits.size(2) * y.index.size(1) * x.index.size(1)))
-    for cells in zip(cell_rows.split(step), cell_columns.split(step), strict=True):
-        # (n, k, 1), (n, 1, l)
-        outputs = y.index[cells[0]][:, :, None], x.index[cells[1]][:, None, :]
-        source_y = y.first[outputs[0][:, 0, 0]][:, None] + torch.arange(y.weight.size(1))
-        source_x = x.first[outputs[1][:, 0, 0]][:, None] + torch.arange(x.weight.size(1))
-        corner = logits[source_y[:, :, None], source_x[:, None, :]]  # (n, taps, taps, C)
-        across = _weighted_sum(x.weight[outputs[1][:, 0]], corner, 2)  # (n, taps, l, C)
-        values = _weighted_sum(y.weight[outputs[0][:, :, 0]], across, 1)  # (n, k, l, C)
-        labels[outputs] = values.argmax(3).to(labels.dtype)
+    outputs_y, outputs_x = y.index[rows], x.index[columns]  # (n, k), (n, l)
+    corner = (torch.arange(taps_y)[:, None] * width + torch.arange(taps_x)).flatten()
+    corner = (y.first[outputs_y[:, :1]] * width + x.first[outputs_x[:, :1]]) + corner  # (n, taps)
+    values = logits.flatten(0, 1).index_select(0, corner.flatten()).unflatten(0, corner.shape)
+    # A class below the same rival at every corner is below it everywhere inside. In most cells no
+    # more than two are left
+    winners = top.flatten()[corner]
+    rivals = values.gather(2, torch.stack([winners.amin(1), winners.amax(1)], 1)[:, None].expand(
+        -1, corner.size(1), -1))  # (n, taps, 2)
+    left = ((values - rivals[..., :1]).amax(1) >= 0) & ((values - rivals[..., 1:]).amax(1) >= 0)
+    few = left.sum(1) <= 2
+    for cells, number in ((few.nonzero()[:, 0], 2), ((~few).nonzero()[:, 0], classes)):
+        step = max(1, CELL_BYTES // (4 * number * outputs_y.size(1) * outputs_x.size(1)))
+        for part in cells.split(step):
+            chosen, out_y, out_x = values[part], outputs_y[part], outputs_x[part]
+            if number < classes:
+                names = left[part].to(torch.uint8).topk(number).indices.sort().values  # (n, 2)
+                chosen = chosen.gather(2, names[:, None].expand(-1, corner.size(1), -1))
+            chosen = chosen.unflatten(1, (taps_y, taps_x))  # (n, taps, taps, number)
+            chosen = _weighted_sum(x.weight[out_x], chosen, 2)  # (n, taps, l, number)
+            chosen = _weighted_sum(y.weight[out_y], chosen, 1).argmax(3)  # (n, k, l)
+            if number < classes:
+                chosen = names[:, :1, None].where(chosen == 0, names[:, 1:, None])
+            where = out_y[:, :, None] * len(x.first) + out_x[:, None, :]
+            labels.view(-1)[where] = chosen.to(labels.dtype)
     return labels
 
 
@@ -152,5 +166,5 @@ def _by_stripes(logits, y, x):
     for first, weight in zip(y.first.split(step), y.weight.split(step), strict=True):
         rows = sum(weight[:, t, None] * logits[:, first + t] for t in range(weight.size(1)))
         rows = sum(x.weight[:, t] * rows[..., x.first + t] for t in range(x.weight.size(1)))
-        stripes.append(rows.argmax(0).to(_label_type(logits)))
+        stripes.append(rows.argmax(0).to(torch.uint8 if len(logits) <= 256 else torch.int64))
     return torch.cat(stripes)

@@ -1,0 +1,123 @@
+"""Half of a training's activations, computed again in backward from the other half.
+
+Autograd keeps two tensors for each convolution with BatchNorm and ReLU: what the convolution gives,
+for the normalisation, and what the activation gives, for the next convolution. The second is one
+pass over the first with statistics that are known; no convolution is computed twice, and nothing
+is counted twice in the running statistics.
+"""
+import functools
+
+import torch
+from mmcv.cnn import ConvModule as MMCVConvModule
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class ConvModule(MMCVConvModule):
+    """MMCV's ConvModule, which keeps half as much while it is trained with BatchNorm and ReLU.
+
+    Same arguments, parameters and results; gradients differ by rounding.
+    """
+
+    def forward(self, x, *args, **kwargs):
+        """(N, C, h, w) -> (N, C', h', w')."""
+        if args or kwargs or not _applies(self):
+            return super().forward(x, *args, **kwargs)
+        x = convolve(self.conv, x)
+        norm = self.norm
+        norm.num_batches_tracked.add_(1)
+        return NormReLU.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+                              norm.momentum, norm.eps)
+
+
+def _applies(module):
+    """Whether a module is what :class:`NormReLU` computes, and a gradient will be wanted."""
+    norm = module.norm
+    return (isinstance(norm, _BatchNorm) and type(norm).forward is _BatchNorm.forward
+            and norm.training and norm.affine
+            and norm.track_running_stats and norm.momentum is not None
+            and module.with_activation and type(module.activate) is nn.ReLU
+            and tuple(module.order) == ('conv', 'norm', 'act') and not module.with_spectral_norm
+            and not module.with_explicit_padding
+            and torch.is_grad_enabled() and norm.weight.requires_grad
+            and not torch.compiler.is_compiling())  # which has a way of its own
+
+
+def convolve(conv, x):
+    """``conv(x)``, which does not keep an ``x`` that :class:`NormReLU` gave."""
+    if torch.compiler.is_compiling() or not isinstance(x.grad_fn, NormReLU._backward_cls):
+        return conv(x)
+    return computed_again(conv, x, functools.partial(output_of, x.grad_fn))
+
+
+class NormReLU(torch.autograd.Function):
+    """BatchNorm of a batch, then ReLU, in PyTorch's own kernels; keeps its input only."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps):
+        """(N, C, h, w) -> the same shape."""
+        y, mean, invstd, reserve, implementation = torch._batch_norm_impl_index(
+            x, weight, bias, running_mean, running_var, True, momentum, eps,
+            torch.backends.cudnn.enabled)
+        ctx.save_for_backward(x, weight, bias, mean, invstd, reserve)
+        ctx.eps, ctx.implementation, ctx.again = eps, implementation, None
+        return y.relu_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        """The gradients of x, weight and bias."""
+        y = output_of(ctx)
+        x, weight, _, mean, invstd, reserve = ctx.again[1]
+        ctx.again = None
+        grad = torch.ops.aten.threshold_backward.grad_input(
+            grad, y, 0, grad_input=y)  # y has served
+        gradients = torch.ops.aten._batch_norm_impl_index_backward(
+            ctx.implementation, x, grad, weight, None, None, mean, invstd, True, ctx.eps,
+            ctx.needs_input_grad[:3], reserve)
+        return *gradients, None, None, None, None
+
+
+def output_of(node):
+    """What a :class:`NormReLU` returned, computed again once for all that ask in one backward.
+
+    Args:
+        node: ``y.grad_fn`` of its result.
+    """
+    if node.again is None:
+        kept = node.saved_tensors  # asked for once: checkpoint allows no more
+        x, weight, bias, mean, invstd, _ = kept
+        y = nn.functional.batch_norm(
+            x, mean, invstd.square().reciprocal() - node.eps, weight, bias, False, 0.0, node.eps)
+        node.again = y.relu_(), kept
+    return node.again[0]
+
+
+def dropped_and_convolved(dropout, conv, x):
+    """``conv(dropout(x))``, which keeps what the dropout draws and not what it gives.
+
+    Args:
+        dropout (nn.Dropout2d): Its draws are the same as when it is called.
+        conv (nn.Conv2d): The convolution.
+        x (Tensor): (N, C, h, w).
+    """
+    draws = dropout.training and 0 < dropout.p < 1 and not torch.compiler.is_compiling()
+    node = x.grad_fn if draws else None
+    if not isinstance(node, NormReLU._backward_cls):
+        return convolve(conv, dropout(x))
+    noise = x.new_empty(x.size(0), x.size(1), 1, 1).bernoulli_(1 - dropout.p).div_(1 - dropout.p)
+    return computed_again(conv, x * noise, lambda: output_of(node) * noise)
+
+
+def computed_again(module, x, recompute):
+    """``module(x)``, which keeps ``recompute`` for backward instead of ``x``."""
+    address, shape = x.data_ptr(), x.shape  # not x: autograd holds on to this function
+
+    def pack(tensor):
+        same = tensor.data_ptr() == address and tensor.shape == shape
+        return recompute if same else tensor
+
+    with saved_tensors_hooks(pack, lambda kept: kept() if callable(kept) else kept):
+        return module(x)

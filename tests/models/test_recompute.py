@@ -1,0 +1,117 @@
+"""What is computed again in backward, against autograd that keeps everything."""
+import copy
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule as MMCVConvModule
+from small import build
+
+from mmseg_bisenetv2.models.fcn_head import FCNHead
+from mmseg_bisenetv2.models.recompute import ConvModule, NormReLU
+
+from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
+
+HEAD = dict(in_channels=4, channels=32, num_convs=2, in_index=0, concat_input=False, num_classes=3,
+            dropout_ratio=0.5, norm_cfg=dict(type='BN'))
+
+
+def chain(kind, **kwargs):
+    torch.manual_seed(0)
+    options = dict(dict(norm_cfg=dict(type='BN')), **kwargs)
+    return torch.nn.Sequential(
+        kind(4, 16, 3, padding=1, **options), kind(16, 16, 3, stride=2, **options),
+        torch.nn.AvgPool2d(2), kind(16, 8, 1, **options))
+
+
+def heads(dropout_ratio=0.5):
+    """Ours and MMSegmentation's, of the same weights, and features for them."""
+    ours, theirs = (kind(**dict(HEAD, dropout_ratio=dropout_ratio)) for kind in (
+        FCNHead, MMSegFCNHead))
+    theirs.load_state_dict(ours.state_dict())
+    return [(head, lambda x, head=head: head([x])) for head in (ours, theirs)]
+
+
+def chains():
+    return [(module, module) for module in (chain(ConvModule), chain(MMCVConvModule))]
+
+
+def kept_and_gradients(module, call, x, times=1):
+    """Bytes that autograd keeps, gradients, and buffers, after one step."""
+    tensors = {}
+    x = x.clone().requires_grad_()
+    parameters = [x, *module.parameters()]
+    torch.manual_seed(1)  # of the dropout
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: tensors.setdefault(t.data_ptr(), t), lambda t: t):
+        loss = call(x).square().mean()
+    kept = sum(t.nbytes for t in tensors.values())
+    tensors.clear()
+    for i in range(times):
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=i + 1 < times)
+    return kept, loss, gradients, dict(module.named_buffers())
+
+
+@pytest.mark.parametrize('make', [chains, heads, lambda: heads(0), lambda: heads(1.0)])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_same_numbers_and_less_kept(make, layout):
+    (ours, call), (theirs, other) = make()
+    ours.double(), theirs.double()
+    x = torch.randn(3, 4, 16, 24, dtype=torch.float64).contiguous(memory_format=layout)
+    for times in (1, 2):  # the second with the running statistics of the first, and backward twice
+        kept, loss, gradients, buffers = kept_and_gradients(ours, call, x, times)
+        all_kept, expected, expected_gradients, expected_buffers = kept_and_gradients(
+            theirs, other, x, times)
+        assert kept < 0.75 * all_kept
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+        for gradient, reference in zip(gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-12)
+        for key, value in expected_buffers.items():
+            assert torch.equal(buffers[key], value), key
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    (ours, call), (theirs, other) = heads()
+    x = torch.randn(3, 4, 16, 24)
+    with torch.autocast('cpu', dtype):
+        kept, loss, gradients, _ = kept_and_gradients(ours, call, x)
+        all_kept, expected, expected_gradients, _ = kept_and_gradients(theirs, other, x)
+    assert kept < 0.75 * all_kept and loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        assert gradient.dtype == reference.dtype
+        assert (gradient - reference).norm() <= 0.02 * reference.norm() + 1e-6
+
+
+@pytest.mark.parametrize('options', [
+    dict(norm_cfg=dict(type='GN', num_groups=2)), dict(norm_cfg=None),
+    dict(norm_cfg=dict(type='SyncBN')), dict(act_cfg=None), dict(act_cfg=dict(type='LeakyReLU')),
+    dict(order=('norm', 'conv', 'act')), dict(norm_cfg=dict(type='BN', requires_grad=False))],
+    ids=str)
+def test_other_layers_go_mmcvs_way(options, monkeypatch):
+    module, other = chain(ConvModule, **options), chain(MMCVConvModule, **options)
+    other.load_state_dict(module.state_dict())
+    if options.get('norm_cfg') == dict(type='SyncBN'):  # needs a GPU in training
+        module, other = module.eval(), other.eval()
+    monkeypatch.setattr(NormReLU, 'apply', None)
+    x = torch.randn(2, 4, 16, 24)
+    torch.testing.assert_close(module(x), other(x), rtol=0, atol=0)
+
+
+def test_inference_and_frozen_statistics_are_untouched(monkeypatch):
+    module = chain(ConvModule)
+    x = torch.randn(2, 4, 16, 24)
+    monkeypatch.setattr(NormReLU, 'apply', None)
+    before = copy.deepcopy(module.eval().state_dict())
+    module(x).sum().backward()
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key])
+    with torch.no_grad():
+        module.train()(x)
+
+
+def test_every_pair_of_the_network_is_halved():
+    model = build().train()
+    for module in [*model.backbone.modules(), *model.decode_head.modules()]:
+        assert type(module) is not MMCVConvModule
+    features = model.backbone(torch.randn(2, 3, 64, 96))
+    assert isinstance(features[0].grad_fn, NormReLU._backward_cls)
