@@ -6,6 +6,7 @@ import torch
 from mmcv.cnn import ConvModule as MMCVConvModule
 from small import build
 
+from mmseg_bisenetv2.models import recompute
 from mmseg_bisenetv2.models.fcn_head import FCNHead
 from mmseg_bisenetv2.models.recompute import ConvModule, NormReLU
 
@@ -15,11 +16,17 @@ HEAD = dict(in_channels=4, channels=32, num_convs=2, in_index=0, concat_input=Fa
             dropout_ratio=0.5, norm_cfg=dict(type='BN'))
 
 
+@pytest.fixture(autouse=True)
+def every_size(monkeypatch):
+    """The tensors of these tests are small."""
+    monkeypatch.setattr(recompute, 'LEAST', 0)
+
+
 def chain(kind, **kwargs):
     torch.manual_seed(0)
     options = dict(dict(norm_cfg=dict(type='BN')), **kwargs)
     return torch.nn.Sequential(
-        kind(4, 16, 3, padding=1, **options), kind(16, 16, 3, stride=2, **options),
+        kind(4, 16, 3, **dict(dict(padding=1), **options)), kind(16, 16, 3, stride=2, **options),
         torch.nn.AvgPool2d(2), kind(16, 8, 1, **options))
 
 
@@ -109,9 +116,27 @@ def test_inference_and_frozen_statistics_are_untouched(monkeypatch):
         module.train()(x)
 
 
+def test_hooks_are_called_and_a_single_value_is_refused():
+    module = chain(ConvModule)
+    seen = []
+    module[0].norm.register_forward_hook(lambda *args: seen.append('norm'))
+    module[1].activate.register_forward_pre_hook(lambda *args: seen.append('activate'))
+    module(torch.randn(2, 4, 16, 24))
+    assert seen == ['norm', 'activate']
+    with pytest.raises(ValueError, match='more than 1 value per channel'):
+        module[3](torch.randn(1, 16, 1, 1))
+
+
 def test_every_pair_of_the_network_is_halved():
     model = build().train()
     for module in [*model.backbone.modules(), *model.decode_head.modules()]:
         assert type(module) is not MMCVConvModule
     features = model.backbone(torch.randn(2, 3, 64, 96))
     assert isinstance(features[0].grad_fn, NormReLU._backward_cls)
+
+
+@pytest.mark.parametrize('least, applies', [(9856, True), (9857, False)])  # 2 x 16 x 14 x 22
+def test_small_tensors_are_kept(monkeypatch, least, applies):
+    monkeypatch.setattr(recompute, 'LEAST', least)
+    y = chain(ConvModule, padding=0)[0](torch.randn(2, 4, 16, 24))
+    assert isinstance(y.grad_fn, NormReLU._backward_cls) == applies

@@ -16,7 +16,7 @@ from mmengine.structures import PixelData
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
-from mmseg_bisenetv2.models import SegDataPreProcessor
+from mmseg_bisenetv2.models import SegDataPreProcessor, recompute
 
 from mmseg.models import SegDataPreProcessor as MMSegDataPreProcessor
 from mmseg.registry import MODELS
@@ -192,8 +192,10 @@ def test_autocast_on_the_cpu(dtype):
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
+@pytest.mark.parametrize('least', [0, recompute.LEAST])
 @pytest.mark.parametrize('autocast', [False, True])
-def test_checkpointing_gives_the_same_and_keeps_less(autocast):
+def test_checkpointing_gives_the_same_and_keeps_less(monkeypatch, autocast, least):
+    monkeypatch.setattr(recompute, 'LEAST', least)
     results = []
     for with_cp in (False, True):
         model, _ = build(backbone=dict(with_cp=with_cp))
