@@ -61,3 +61,12 @@ def test_inference(tmp_path):
         if 'bf16' not in name:
             assert row['agreement'] > 99.9, name
     assert picture.stat().st_size > 1000
+
+
+def test_network_that_mmsegmentation_cannot_build():
+    result = subprocess.run(
+        [sys.executable, 'tools/benchmark.py', 'inference', '--size', '64x128',
+         '--config', 'configs/bisenetv2_fcn_coincheung_cityscapes.py'],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert result.returncode == 1 and 'Traceback' not in result.stdout
+    assert "without bga_upsample='nearest'" in result.stdout

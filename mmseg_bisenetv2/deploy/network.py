@@ -22,8 +22,8 @@ class FrameNetwork(nn.Module):
 
     Args:
         model (EncoderDecoder): MMSegmentation's or ours, with a BiSeNetV2 of this package.
-        winograd (bool): The head's 3x3 convolution as :class:`WinogradHead`, if it has one. On two
-            Zen 4 cores OpenVINO then takes half the time for the head, in FP32 and BF16.
+        winograd (bool): The head's 3x3 convolution as :class:`WinogradHead`, if it has one. Faster
+            in OpenVINO on a CPU, in FP32 and BF16.
 
     Raises:
         TypeError: If it has another backbone, or a neck.

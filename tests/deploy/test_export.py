@@ -13,6 +13,8 @@ from small import image, write
 
 from mmseg_bisenetv2.deploy import Predictor, export, verify
 from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy.network import FrameNetwork
+from mmseg_bisenetv2.deploy.runtimes import only_logits
 from mmseg_bisenetv2.deploy.verify import DisagreementError, export_and_verify
 
 from mmseg.apis import init_model
@@ -61,6 +63,13 @@ def test_raw_file(model, description, tmp_path):
     assert figures['agreement'] >= 99.9 and 0 < figures['logit_difference'] < 1e-3
     with pytest.raises(ValueError, match='exported with --raw'):
         Predictor(path, device='cpu')
+
+
+def test_logits_are_the_last_of_that_name(model, description):
+    """The converter also gives tensors the names of Python's variables."""
+    exported = export.openvino_model(FrameNetwork(model), description)
+    exported.get_ordered_ops()[3].output(0).get_tensor().add_names({'logits'})
+    assert only_logits(exported).output(0).get_partial_shape()[1].get_length() == 4
 
 
 def test_graph_has_no_argmax(model, description, tmp_path):

@@ -40,8 +40,6 @@ def test_other_heads_stay_as_they_are(head, options):
 def test_openvino_uses_it(tmp_path, shape):
     """From a config; what is exported keeps the convolution, which not only CPUs take."""
     files = write(tmp_path)
-    model = FrameNetwork(build(), winograd=True)
-    assert isinstance(model.decode_head, WinogradHead)
     fast = Predictor(*files, backend='openvino', precision='fp32', device='cpu')
     plain = Predictor(*files, backend='torch', precision='fp32', device='cpu')
     kernels = [tuple(op.get_output_shape(0)) for op in fast.runtime.model.get_ops()

@@ -92,7 +92,7 @@ def test_autocast(dtype):
 @pytest.mark.parametrize('options', [
     dict(norm_cfg=dict(type='GN', num_groups=2)), dict(norm_cfg=None),
     dict(norm_cfg=dict(type='SyncBN')), dict(act_cfg=None), dict(act_cfg=dict(type='LeakyReLU')),
-    dict(order=('norm', 'conv', 'act')), dict(norm_cfg=dict(type='BN', requires_grad=False))],
+    dict(norm_cfg=dict(type='BN', requires_grad=False))],
     ids=str)
 def test_other_layers_go_mmcvs_way(options, monkeypatch):
     module, other = chain(ConvModule, **options), chain(MMCVConvModule, **options)

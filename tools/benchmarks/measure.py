@@ -130,7 +130,14 @@ def as_mmseg(model):
 
     Args:
         model (ConfigDict): It is changed.
+
+    Raises:
+        SystemExit: If MMSegmentation cannot build this network.
     """
+    backbone = model.backbone
+    if backbone.get('bga_upsample', 'bilinear') != 'bilinear' or not backbone.get('bga_bias', True):
+        raise SystemExit('MMSegmentation has bilinear upsampling and biases in the aggregation: '
+                         "expected a config without bga_upsample='nearest' and bga_bias=False")
     model.type, model.backbone = 'EncoderDecoder', dict(type='BiSeNetV2')
     model.data_preprocessor.type = 'SegDataPreProcessor'
     model.data_preprocessor.pop('channels_last', None)
