@@ -22,18 +22,18 @@ class FrameNetwork(nn.Module):
 
     Args:
         model (EncoderDecoder): MMSegmentation's or ours, with a BiSeNetV2 of this package.
-        winograd (bool): The head's 3x3 convolution as :class:`WinogradHead`, if it has one. Faster
-            in OpenVINO on a CPU, in FP32 and BF16.
+        winograd (type, optional): :class:`WinogradHead` or :class:`OpenVINOWinogradHead`, for a
+            head of one 3x3 convolution. Faster on a CPU.
 
     Raises:
         TypeError: If it has another backbone, or a neck.
     """
 
-    def __init__(self, model, winograd=False):
+    def __init__(self, model, winograd=None):
         super().__init__()
         self.backbone, self.decode_head = _without_training_parts(model)
         if winograd:
-            self.decode_head = with_winograd(self.decode_head)
+            self.decode_head = with_winograd(self.decode_head, winograd)
         preprocessor = model.data_preprocessor
         mean, std = (getattr(preprocessor, name, torch.full((3, ), value)).flatten()
                      for name, value in (('mean', 0.0), ('std', 1.0)))

@@ -20,6 +20,7 @@ from mmseg_bisenetv2.deploy.runtimes import (
     TorchRuntime,
     cpu_has_bf16,
 )
+from mmseg_bisenetv2.deploy.winograd import OpenVINOWinogradHead, WinogradHead
 from mmseg_bisenetv2.models.upsample_argmax import Side, upsample_argmax
 
 from mmseg.apis import init_model
@@ -85,7 +86,11 @@ class Predictor:
             self.description = Description.of(model, checkpoint)
         self.precision = self._choose_precision(precision, fixed)
         if not fixed:
-            model = FrameNetwork(model, winograd=self.backend == 'openvino')
+            fast = {('openvino', 'cpu', 'fp32'): OpenVINOWinogradHead,
+                    ('openvino', 'cpu', 'bf16'): OpenVINOWinogradHead,
+                    ('torch', 'cpu', 'fp32'): WinogradHead}
+            model = FrameNetwork(
+                model, fast.get((self.backend, self.device.type, self.precision)))
         self.runtime = self._start(model, fixed, threads)
         self.classes = self.description.classes
         self.palette = np.array(self.description.palette, np.uint8).reshape(-1, 3)

@@ -12,36 +12,34 @@ from torch import nn
 
 from mmseg.models.decode_heads import FCNHead
 
+# B^T, G and A^T of the paper: for input, kernel and output
+INPUT = torch.tensor([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+                      [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]],
+                     dtype=torch.float64)
 KERNEL = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]],
                       dtype=torch.float64) / 24
-
-
-def transform_input(d0, d1, d2, d3, d4, d5):
-    """Six samples, one by one, to six transformed ones; B^T of the paper."""
-    even, odd = d4 - 4 * d2, d3 - 4 * d1
-    even2, odd2 = d4 - d2, 2 * (d3 - d1)
-    return (4 * d0 - 5 * d2 + d4, even + odd, even - odd, even2 + odd2, even2 - odd2,
-            4 * d1 - 5 * d3 + d5)
-
-
-def transform_output(m0, m1, m2, m3, m4, m5):
-    """Six products to four samples; A^T of the paper."""
-    even, odd, even2, odd2 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return m0 + even + even2, odd + 2 * odd2, even + 4 * even2, odd + 8 * odd2 + m5
+OUTPUT = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0],
+                       [0, 1, -1, 8, -8, 1]], dtype=torch.float64)
 
 
 class WinogradHead(nn.Module):
-    """An FCNHead for inference, whose 3x3 convolution is computed in tiles of 4x4.
+    """An FCNHead for inference, whose 3x3 convolution is computed in tiles of 4x4 outputs.
+
+    For PyTorch on a CPU: a few rows of tiles at a time, whose products stay in the cache.
 
     Args:
         head (FCNHead): With BatchNorm folded, see :func:`with_winograd`.
     """
 
+    TILES = 128  # at a time, or one row of them
+
     def __init__(self, head):
         super().__init__()
         conv = head.convs[0].conv
-        kernel = torch.einsum('ui,vj,ocij->uvoc', KERNEL, KERNEL, conv.weight.double())
-        self.register_buffer('kernel', kernel.to(conv.weight.dtype).flatten(0, 1).contiguous())
+        kernel = torch.einsum('ui,vj,ocij->uvco', KERNEL, KERNEL, conv.weight.double())
+        for name, matrix in (('kernel', kernel.flatten(0, 1)), ('input', torch.kron(INPUT, INPUT)),
+                             ('output', torch.kron(OUTPUT, OUTPUT))):
+            self.register_buffer(name, matrix.to(conv.weight.dtype).contiguous())
         self.register_buffer('bias', conv.bias)
         self.activate = head.convs[0].activate
         self.conv_seg = head.conv_seg
@@ -49,33 +47,80 @@ class WinogradHead(nn.Module):
 
     def forward(self, features):
         """Feature maps, the first of them (N, C, h, w), -> logits (N, classes, h, w)."""
+        x, rows, columns = _padded(features[0])
+        band = max(1, self.TILES // columns)
+        logits = torch.cat([
+            self._band(x[:, 4 * row:4 * row + 4 * band + 4], columns)
+            for row in range(0, rows, band)], 1)
         height, width = features[0].shape[2:]
-        rows, columns = (height + 3) // 4, (width + 3) // 4  # of tiles
-        x = F.pad(features[0].permute(0, 2, 3, 1), (0, 0, 1, 4, 1, 4))  # (N, h + 5, w + 5, C)
-        # A tile reads 6x6 pixels
-        samples = [[x[:, u:u + 4 * rows:4, v:v + 4 * columns:4] for u in range(6)]
-                   for v in range(6)]  # of all tiles: 36 of (N, rows, columns, C)
-        samples = zip(*(transform_input(*column) for column in samples), strict=True)
-        samples = [sample for row in samples for sample in transform_input(*row)]
-        products = [F.linear(sample, kernel)
-                    for sample, kernel in zip(samples, self.kernel, strict=True)]
-        halfway = [transform_output(*products[v::6]) for v in range(6)]
-        pixels = [[self._classify(pixel) for pixel in transform_output(*row)]
-                  for row in zip(*halfway, strict=True)]  # 4x4 of (N, rows, columns, classes)
-        x = torch.stack([torch.stack(row, 3) for row in pixels], 2)
-        x = x.flatten(3, 4).flatten(1, 2)  # (N, 4 rows, 4 columns, classes)
+        return logits[:, :height, :width].permute(0, 3, 1, 2)
+
+    def _band(self, x, columns):
+        rows = x.size(1) // 4 - 1
+        tiles = x.unfold(1, 6, 4).unfold(2, 6, 4)  # (N, rows, columns, C, 6, 6)
+        tiles = tiles.permute(4, 5, 0, 1, 2, 3).flatten(2, 4)  # (6, 6, tiles, C)
+        tiles = (self.input @ tiles.reshape(36, -1)).view(36, -1, x.size(3))
+        products = tiles @ self.kernel
+        pixels = (self.output @ products.flatten(1)).view(4, 4, *products.shape[1:])
+        logits = self._classify(pixels).unflatten(2, (-1, rows, columns))
+        return logits.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
+
+    def _classify(self, pixels):
+        pixels = self.activate(pixels.add_(self.bias))
+        return F.linear(pixels, self.conv_seg.weight.flatten(1), self.conv_seg.bias)
+
+
+class OpenVINOWinogradHead(WinogradHead):
+    """The same for OpenVINO on a CPU: whole maps, whose additions it fuses."""
+
+    def forward(self, features):
+        """See :class:`WinogradHead`."""
+        x, rows, columns = _padded(features[0])
+        x = x.unflatten(2, (columns + 1, 4)).unflatten(1, (rows + 1, 4))
+        # A tile reads 6x6 pixels, two of them from the tile behind it: 36 of (tiles, C)
+        tiles = [[x[:, u // 4:u // 4 + rows, u % 4, v // 4:v // 4 + columns, v % 4].flatten(0, 2)
+                  for u in range(6)] for v in range(6)]
+        tiles = zip(*(_transform_input(*column) for column in tiles), strict=True)
+        tiles = [tile for row in tiles for tile in _transform_input(*row)]
+        products = [tile @ kernel
+                    for tile, kernel in zip(tiles, self.kernel, strict=True)]
+        halfway = [_transform_output(*products[v::6]) for v in range(6)]
+        pixels = [[self._classify(pixel) for pixel in _transform_output(*row)]
+                  for row in zip(*halfway, strict=True)]  # 4x4 of (tiles, classes)
+        x = torch.stack([torch.stack(row, 1) for row in pixels], 1)
+        x = x.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        height, width = features[0].shape[2:]
         return x[:, :height, :width].permute(0, 3, 1, 2)
 
-    def _classify(self, pixel):
-        pixel = self.activate(pixel + self.bias)
-        return F.linear(pixel, self.conv_seg.weight.flatten(1), self.conv_seg.bias)
+
+def _padded(x):
+    """(N, C, h, w) -> (N, 4 * rows + 4, 4 * columns + 4, C), and the numbers of tiles."""
+    height, width = x.shape[2:]
+    rows, columns = (height + 3) // 4, (width + 3) // 4
+    x = F.pad(x, (1, 4 * columns + 3 - width, 1, 4 * rows + 3 - height))
+    return x.permute(0, 2, 3, 1), rows, columns
 
 
-def with_winograd(head):
+def _transform_input(d0, d1, d2, d3, d4, d5):
+    """The six rows of ``INPUT``."""
+    even, odd = d4 - 4 * d2, d3 - 4 * d1
+    even2, odd2 = d4 - d2, 2 * (d3 - d1)
+    return (4 * d0 - 5 * d2 + d4, even + odd, even - odd, even2 + odd2, even2 - odd2,
+            4 * d1 - 5 * d3 + d5)
+
+
+def _transform_output(m0, m1, m2, m3, m4, m5):
+    """The four rows of ``OUTPUT``."""
+    even, odd, even2, odd2 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    return m0 + even + even2, odd + 2 * odd2, even + 4 * even2, odd + 8 * odd2 + m5
+
+
+def with_winograd(head, kind=WinogradHead):
     """The head as a :class:`WinogradHead` where it is one 3x3 convolution, else itself.
 
     Args:
         head (FCNHead): In evaluation mode, with BatchNorm folded; it is not changed.
+        kind (type): :class:`WinogradHead` or :class:`OpenVINOWinogradHead`.
     """
     if not isinstance(head, FCNHead) or head.num_convs != 1 or head.concat_input:
         return head
@@ -83,4 +128,4 @@ def with_winograd(head):
     fits = (type(module.conv) is nn.Conv2d and module.conv.kernel_size == (3, 3)
             and module.conv.dilation == (1, 1) and module.conv.bias is not None
             and type(module.norm) in (nn.Identity, type(None)) and module.with_activation)
-    return WinogradHead(head) if fits else head
+    return kind(head) if fits else head

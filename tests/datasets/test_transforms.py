@@ -1,5 +1,8 @@
 """The faster transforms give what MMSegmentation's give; what is broken is named."""
+import io
+import struct
 import traceback
+import zlib
 
 import cv2
 import mmcv
@@ -11,11 +14,12 @@ from hypothesis import strategies as st
 from mmengine.registry import TRANSFORMS
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from scipy.stats import chi2_contingency, ks_2samp
 
 import mmseg_bisenetv2  # noqa: F401
-from mmseg_bisenetv2.datasets.transforms import decode_image, decode_labels
+from mmseg_bisenetv2.datasets import transforms
+from mmseg_bisenetv2.datasets.transforms import _decode_png, decode_image, decode_labels
 
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS
@@ -220,6 +224,54 @@ def test_turned_photograph_is_loaded_upright(files):
     photograph.save(path, exif=exif)
     image = decode_image(path.read_bytes(), path)
     assert image.shape == (18, 12, 3)
+
+
+PNGS = {  # name: Pillow's mode, options for saving, whether it is plain
+    'RGB': ('RGB', {}, True),
+    'described': ('RGB', dict(dpi=(72, 72), icc_profile=b'profile', pnginfo='gamma'), True),
+    'turned': ('RGB', dict(exif='turned'), False),
+    'RGB with a transparent colour': ('RGB', dict(transparency=(1, 2, 3)), False),
+    'moving': ('RGB', dict(save_all=True, append_images='another'), False),
+    'RGBA': ('RGBA', {}, False), 'LA': ('LA', {}, False), 'L': ('L', {}, False),
+    '1': ('1', {}, False), 'palette': ('P', {}, False), 'I;16': ('I;16', {}, False),
+}
+
+
+@pytest.mark.parametrize('kind', PNGS)
+def test_png_equals_opencvs(kind, monkeypatch):
+    mode, options, plain = PNGS[kind]
+    image, options = Image.fromarray(picture(12, 18)[0]).convert('RGB'), dict(options)
+    if 'pnginfo' in options:
+        options['pnginfo'] = PngImagePlugin.PngInfo()
+        options['pnginfo'].add(b'gAMA', (30000).to_bytes(4, 'big'))
+    if 'exif' in options:
+        options['exif'] = image.getexif()
+        options['exif'][0x0112] = 6
+    if 'append_images' in options:
+        options['append_images'] = [image.rotate(180)]
+    file = io.BytesIO()
+    image = image.convert('L').convert(mode) if mode == 'I;16' else image.convert(mode)
+    image.save(file, 'PNG', **options)
+    content = file.getvalue()
+    expected = mmcv.imfrombytes(content)
+    np.testing.assert_array_equal(decode_image(content, 'street.png'), expected)
+    assert (_decode_png(content) is not None) == plain
+    monkeypatch.setattr(transforms, 'imagecodecs', None)  # the extra is not installed
+    np.testing.assert_array_equal(decode_image(content, 'street.png'), expected)
+
+
+@fuzz
+@given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 9), data=st.data())
+def test_png_of_any_filters_equals_opencvs(height, width, seed, data):
+    """Any bytes are an image, whatever the rows' filters say."""
+    rows = np.random.default_rng(seed).integers(0, 256, (height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = data.draw(st.lists(st.integers(0, 4), min_size=height, max_size=height))
+    content = b'\x89PNG\r\n\x1a\n'
+    for name, chunk in ((b'IHDR', struct.pack('>II5B', width, height, 8, 2, 0, 0, 0)),
+                        (b'IDAT', zlib.compress(rows.tobytes())), (b'IEND', b'')):
+        content += struct.pack('>I', len(chunk)) + name + chunk
+        content += struct.pack('>I', zlib.crc32(name + chunk))
+    np.testing.assert_array_equal(_decode_png(content), mmcv.imfrombytes(content))
 
 
 def jpeg_with_preview():
