@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# Values in a tensor from which on it is worth it: at 2 x 512x1024 those of the decode head and of
-# the detail branch's first two stages. 0 saves a little more memory for several times the time
-LEAST = 2 ** 22
+# Values in a tensor from which on it is worth it: at 2 x 512x1024 those of the decode head, the
+# detail branch and the aggregation. 0 saves a little more memory for several times the time
+LEAST = 2 ** 21
 
 
 class ConvModule(MMCVConvModule):
@@ -108,7 +108,7 @@ def dropped_and_convolved(dropout, conv, x):
     Args:
         dropout (nn.Dropout2d): Its draws are the same as when it is called.
         conv (nn.Conv2d): The convolution.
-        x (Tensor): (N, C, h, w).
+        x (Tensor): (N, C, h, w). What :class:`NormReLU` gave is overwritten.
     """
     draws = dropout.training and 0 < dropout.p < 1 and not torch.compiler.is_compiling()
     node = x.grad_fn if draws else None
@@ -116,7 +116,7 @@ def dropped_and_convolved(dropout, conv, x):
         return convolve(conv, dropout(x))
     noise = x.new_empty(x.size(0), x.size(1), 1, 1).bernoulli_(1 - dropout.p).div_(1 - dropout.p)
     # In place: where the noise is 0 the gradient is too, and elsewhere the sign stays
-    return computed_again(conv, x * noise, lambda: output_of(node).mul_(noise))
+    return computed_again(conv, x.mul_(noise), lambda: output_of(node).mul_(noise))
 
 
 def computed_again(module, x, recompute):

@@ -51,7 +51,12 @@ class EncoderDecoder(MMSegEncoderDecoder):
         return super().train(mode)
 
     def loss(self, inputs, data_samples):
-        """The losses; labels become int64 where a head is not ours, since PyTorch's needs that."""
+        """The losses of all heads.
+
+        Labels become int64 where a head is not ours, since PyTorch's loss needs that. The decode
+        head, the largest, comes last, so that backward begins with it: it frees what it holds
+        before the others' gradients are there.
+        """
         heads = [self.decode_head]
         if self.with_auxiliary_head:
             several = isinstance(self.auxiliary_head, nn.ModuleList)
@@ -59,7 +64,10 @@ class EncoderDecoder(MMSegEncoderDecoder):
         if not all(isinstance(head, FCNHead) for head in heads):
             for sample in data_samples:
                 sample.gt_sem_seg.data = sample.gt_sem_seg.data.long()
-        return super().loss(inputs, data_samples)
+        features = self.extract_feat(inputs)
+        auxiliary = (self._auxiliary_head_forward_train(features, data_samples)
+                     if self.with_auxiliary_head else {})
+        return self._decode_head_forward_train(features, data_samples) | auxiliary
 
     def predict(self, inputs, data_samples=None):
         """Labels of a batch of images.
