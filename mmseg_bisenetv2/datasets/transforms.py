@@ -9,6 +9,7 @@ Under the same seed each draws the same numbers as MMSegmentation's and gives th
 bit for bit.
 """
 import io
+import struct
 
 import cv2
 import mmcv
@@ -22,15 +23,16 @@ from PIL import Image
 
 from mmseg_bisenetv2.registry import TRANSFORMS
 
+from mmseg.datasets.transforms import PackSegInputs as MMSegPackSegInputs
+from mmseg.datasets.transforms import PhotoMetricDistortion as MMSegPhotoMetricDistortion
+
 try:
     import imagecodecs
 except ImportError:  # the extra "png"
     imagecodecs = None
 
-from mmseg.datasets.transforms import PackSegInputs as MMSegPackSegInputs
-from mmseg.datasets.transforms import PhotoMetricDistortion as MMSegPhotoMetricDistortion
-
 LEVELS = np.arange(256, dtype=np.uint8)
+MOST_PIXELS = 2 ** 30  # beyond which OpenCV refuses an image
 
 
 def decode_image(content, path):
@@ -75,13 +77,16 @@ def _decode_png(content):
     Returns:
         uint8 BGR, (H, W, 3); None if it is something else, broken, or imagecodecs is missing.
     """
-    plain = (content.startswith(b'\x89PNG') and content[24:29] == b'\x08\x02\0\0\0'
+    plain = (content.startswith(b'\x89PNG\r\n\x1a\n') and content[24:29] == b'\x08\x02\0\0\0'
              and not any(content.find(chunk) >= 0 for chunk in (b'eXIf', b'tRNS', b'acTL')))
     if imagecodecs is None or not plain:
         return None
+    width, height = struct.unpack('>II', content[16:24])
+    if width * height > MOST_PIXELS:
+        return None
     try:
         return cv2.cvtColor(imagecodecs.png_decode(content), cv2.COLOR_RGB2BGR)
-    except imagecodecs.PngError:
+    except Exception:  # imagecodecs raises many kinds; OpenCV says what it is
         return None
 
 

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmseg.models.decode_heads import FCNHead
+from mmseg_bisenetv2.models.fcn_head import FCNHead
+
+from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
 
 # B^T, G and A^T of the paper: for input, kernel and output
 INPUT = torch.tensor([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
@@ -71,7 +73,7 @@ class WinogradHead(nn.Module):
 
 
 class OpenVINOWinogradHead(WinogradHead):
-    """The same for OpenVINO on a CPU: whole maps, whose additions it fuses."""
+    """The same for OpenVINO on a CPU: whole maps, 300 MB at 1024x2048, whose additions it fuses."""
 
     def forward(self, features):
         """See :class:`WinogradHead`."""
@@ -122,7 +124,7 @@ def with_winograd(head, kind=WinogradHead):
         head (FCNHead): In evaluation mode, with BatchNorm folded; it is not changed.
         kind (type): :class:`WinogradHead` or :class:`OpenVINOWinogradHead`.
     """
-    if not isinstance(head, FCNHead) or head.num_convs != 1 or head.concat_input:
+    if type(head) not in (FCNHead, MMSegFCNHead) or head.num_convs != 1 or head.concat_input:
         return head
     module = head.convs[0]
     fits = (type(module.conv) is nn.Conv2d and module.conv.kernel_size == (3, 3)

@@ -21,10 +21,11 @@ branch, bilateral guided aggregation. Shapes are given for an image of (N, 3, H,
 rounds up, so any input size works.
 """
 from collections import OrderedDict
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule as MMCVConvModule
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import nn
@@ -77,24 +78,28 @@ def run_twice(module, *inputs):
     """Calls ``module`` now, and again in backward."""
     return checkpoint(  # nothing in the backbone is random
         module, *inputs, use_reentrant=False, preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), discarded_statistics(module)))
+        context_fn=lambda: (nullcontext(), DiscardedStatistics(module)))
 
 
-@contextmanager
-def discarded_statistics(module):
+class DiscardedStatistics:
     """What BatchNorms of ``module`` add to their running statistics within it is dropped.
 
     The second call of a checkpointed module sees the batch that the first has counted already.
-    They cannot be told not to track it: both calls must save the same number of tensors.
+    They cannot be told not to track it: both calls must save the same number of tensors. May be
+    entered again, as in a second backward.
     """
-    buffers = [(layer, name, buffer) for layer in module.modules()
-               for name, buffer in layer.named_buffers(recurse=False)]
-    for layer, name, buffer in buffers:
-        setattr(layer, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for layer, name, buffer in buffers:
+
+    def __init__(self, module):
+        self.module = module
+
+    def __enter__(self):
+        self.buffers = [(layer, name, buffer) for layer in self.module.modules()
+                        for name, buffer in layer.named_buffers(recurse=False)]
+        for layer, name, buffer in self.buffers:
+            setattr(layer, name, buffer.clone())
+
+    def __exit__(self, *error):
+        for layer, name, buffer in self.buffers:
             setattr(layer, name, buffer)
 
 
@@ -132,7 +137,8 @@ class StemBlock(nn.Module):
 
     def __init__(self, in_channels, channels, **cfg):
         super().__init__()
-        self.conv_first = conv3x3(in_channels, channels, 2, **cfg)
+        # MaxPool keeps its output in any case
+        self.conv_first = MMCVConvModule(in_channels, channels, 3, 2, padding=1, **cfg)
         self.convs = nn.Sequential(
             ConvModule(channels, channels // 2, 1, **cfg),
             conv3x3(channels // 2, channels, 2, **cfg))

@@ -7,7 +7,12 @@ from mmseg_bisenetv2.models.losses import (
     ohem_weight,
     upsample_cross_entropy,
 )
-from mmseg_bisenetv2.models.recompute import ConvModule, convolve, dropped_and_convolved
+from mmseg_bisenetv2.models.recompute import (
+    ConvModule,
+    convolve,
+    dropped_and_convolved,
+    is_watched,
+)
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
@@ -34,7 +39,8 @@ class FCNHead(MMSegFCNHead):
         super().__init__(**kwargs)
         for module in self.modules():
             if type(module) is MMCVConvModule:
-                module.__class__ = ConvModule  # the same but for what it keeps for backward
+                # MMSegmentation builds them; the same but for what it keeps for backward
+                module.__class__ = ConvModule
         if self.init_cfg is None:
             reset_parameters(self)
 
@@ -47,6 +53,9 @@ class FCNHead(MMSegFCNHead):
         """Classifies each pixel, (N, C, h, w) -> logits (N, classes, h, w)."""
         if self.dropout is None:
             return convolve(self.conv_seg, feat)
+        own = self.num_convs > 0 and not any(map(is_watched, self.convs.modules()))
+        if not own:  # what the dropout overwrites
+            return convolve(self.conv_seg, self.dropout(feat))
         return dropped_and_convolved(self.dropout, self.conv_seg, feat)
 
     def loss_by_feat(self, seg_logits, batch_data_samples):

@@ -260,18 +260,35 @@ def test_png_equals_opencvs(kind, monkeypatch):
     np.testing.assert_array_equal(decode_image(content, 'street.png'), expected)
 
 
+def png(height, width, **chunks):
+    """An RGB file of these chunks."""
+    content = b'\x89PNG\r\n\x1a\n'
+    header = struct.pack('>II5B', width, height, 8, 2, 0, 0, 0)
+    for name, chunk in dict(IHDR=header, **chunks, IEND=b'').items():
+        content += struct.pack('>I', len(chunk)) + name.encode() + chunk
+        content += struct.pack('>I', zlib.crc32(name.encode() + chunk))
+    return content
+
+
 @fuzz
 @given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 9), data=st.data())
 def test_png_of_any_filters_equals_opencvs(height, width, seed, data):
     """Any bytes are an image, whatever the rows' filters say."""
     rows = np.random.default_rng(seed).integers(0, 256, (height, 1 + 3 * width), np.uint8)
     rows[:, 0] = data.draw(st.lists(st.integers(0, 4), min_size=height, max_size=height))
-    content = b'\x89PNG\r\n\x1a\n'
-    for name, chunk in ((b'IHDR', struct.pack('>II5B', width, height, 8, 2, 0, 0, 0)),
-                        (b'IDAT', zlib.compress(rows.tobytes())), (b'IEND', b'')):
-        content += struct.pack('>I', len(chunk)) + name + chunk
-        content += struct.pack('>I', zlib.crc32(name + chunk))
+    content = png(height, width, IDAT=zlib.compress(rows.tobytes()))
     np.testing.assert_array_equal(_decode_png(content), mmcv.imfrombytes(content))
+
+
+@pytest.mark.parametrize('content', [
+    png(4, 4), png(4, 4, JUNK=b'x', IDAT=zlib.compress(bytes(52))),
+    png(900_000, 900_000, IDAT=zlib.compress(bytes(52))),
+    png(4, 4, IDAT=zlib.compress(bytes(52))).replace(b'\r\n\x1a', b'\r\n\x1b')],
+    ids=['no data', 'unknown chunk', 'huge', 'signature'])
+def test_broken_png_is_named(content):
+    """imagecodecs has an exception of another kind for each."""
+    with pytest.raises(ValueError, match=r'street\.png: the image cannot be decoded'):
+        decode_image(content, 'street.png')
 
 
 def jpeg_with_preview():

@@ -114,7 +114,9 @@ def build(config=CONFIG, size=SIZE, backbone=None, **optimizer):
     return model, build_optim_wrapper(model, dict(type='OptimWrapper', optimizer=optimizer))
 
 
-def test_step_equals_mmseg_in_float64():
+@pytest.mark.parametrize('least', [0, recompute.LEAST])
+def test_step_equals_mmseg_in_float64(monkeypatch, least):
+    monkeypatch.setattr(recompute, 'LEAST', least)
     models, wrappers = zip(build(MMSEG), build(), strict=True)
     models[0].load_state_dict(models[1].state_dict())
     layouts = []
@@ -232,6 +234,15 @@ def test_checkpointing_gives_the_same_and_keeps_less(monkeypatch, autocast, leas
             assert expected == 1
 
 
+def test_checkpointing_stands_a_second_backward():
+    model, _ = build(backbone=dict(with_cp=True))
+    loss = model.backbone(torch.randn(2, 3, *SIZE))[0].square().mean()
+    parameters = list(model.backbone.parameters())[:9]
+    first, second = (torch.autograd.grad(loss, parameters, retain_graph=True) for _ in range(2))
+    for gradient, again in zip(first, second, strict=True):
+        torch.testing.assert_close(again, gradient)
+
+
 def test_checkpointing_leaves_inference_alone():
     model, _ = build(backbone=dict(with_cp=True))
     model.eval()
@@ -331,13 +342,14 @@ def scenes(number, size=(32, 32)):
     return batches
 
 
-def test_every_step_of_a_training_equals_mmsegs():
+def test_every_step_of_a_training_equals_mmsegs(monkeypatch):
     """100 iterations in float64, each from the same weights: the same loss, and the same move.
 
     Left to themselves two trainings part, however equal: BatchNorm over a handful of values is
     chaotic. MMSegmentation, its weights turned by 1e-15, is 1e-9, 1e-6, 1e-3 and 1e-2 away from
     itself after as many iterations.
     """
+    monkeypatch.setattr(recompute, 'LEAST', 0)
     batches = scenes(8)
     (theirs, their_wrapper), (ours, our_wrapper) = (
         build(config, size=batches[0]['inputs'][0].shape[1:], lr=0.05)
