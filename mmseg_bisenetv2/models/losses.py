@@ -2,7 +2,7 @@
 
 MMSegmentation resizes every head's logits to the labels' size and keeps the result for backward:
 five heads on two 1024x1024 crops with 19 classes keep 881 MB. Here a tile of 4 MB is upsampled,
-scored, and its gradient brought back to low resolution while it lies in the cache; kept for
+scored, and its gradient brought back to low resolution while the caches hold it; kept for
 backward is that gradient alone, as large as the logits: 16 MB, and about a sixth of the time.
 """
 import functools
@@ -16,9 +16,9 @@ from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.losses.utils import get_class_weight
 
-# Bytes of one tile, which is passed over eight times. On Zen 4, with 1 MB of second-level cache a
-# core, the time of one core is flat up to 4 MB and grows from there (misses); that of two falls up
-# to 4 MB (calls). On a GPU without Triton larger tiles save launches.
+# Bytes of one tile, which is passed over eight times. On Zen 4 (1 MB of second-level cache a core,
+# 32 MB of third) the time of one core is flat up to 4 MB and grows from there (misses); that of two
+# falls up to 4 MB (calls). On a GPU without Triton larger tiles save launches.
 TILE_BYTES = dict(cpu=4_000_000, cuda=64_000_000)
 
 

@@ -55,7 +55,8 @@ class EncoderDecoder(MMSegEncoderDecoder):
 
         Labels become int64 where a head is not ours, since PyTorch's loss needs that. The decode
         head, the largest, comes last, so that backward begins with it: it frees what it holds
-        before the others' gradients are there.
+        before the others' gradients are there. Dropout is thus drawn in another order than
+        MMSegmentation's.
         """
         heads = [self.decode_head]
         if self.with_auxiliary_head:
