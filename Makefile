@@ -18,7 +18,7 @@ export PYTHONWARNINGS := ignore
 	touch $@
 
 .venv/complete: .venv/installed
-	$(BIN)/pip install -c constraints.txt -e '.[lite,mim,deploy,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[lite,mim,png,deploy,dev]'
 	touch $@
 
 demo: .venv/installed

@@ -72,7 +72,7 @@ def decode_image(content, path):
 
 
 def _decode_png(content):
-    """A plain 8-bit RGB PNG, by imagecodecs: in 0.6 of OpenCV's time, thanks to zlib-ng.
+    """A plain 8-bit RGB PNG, by imagecodecs: faster than OpenCV, thanks to zlib-ng.
 
     Returns:
         uint8 BGR, (H, W, 3); None if it is something else, broken, or imagecodecs is missing.

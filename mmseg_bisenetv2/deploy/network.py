@@ -23,7 +23,7 @@ class FrameNetwork(nn.Module):
     Args:
         model (EncoderDecoder): MMSegmentation's or ours, with a BiSeNetV2 of this package.
         winograd (type, optional): :class:`WinogradHead` or :class:`OpenVINOWinogradHead`, for a
-            head of one 3x3 convolution. Faster on a CPU.
+            CPU, where the head is one 3x3 convolution.
 
     Raises:
         TypeError: If it has another backbone, or a neck.

@@ -3,8 +3,8 @@
 The head's 3x3 convolution from 128 to 1024 channels is 39 % of the network's multiplications. 4x4
 outputs of a 3x3 convolution need 36 multiplications instead of 144 when input, kernel and output
 are transformed, F(4x4, 3x3) in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks"
-(https://arxiv.org/abs/1509.09308). The transforms are additions, in proportion to the channels;
-with 1024 of them they are worth it, with the 64 and 128 of the other convolutions they are not.
+(https://arxiv.org/abs/1509.09308). The transforms are additions, which weigh less the
+more channels there are; the other convolutions have 64 or 128.
 """
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,10 @@ class WinogradHead(nn.Module):
 
 
 class OpenVINOWinogradHead(WinogradHead):
-    """The same for OpenVINO on a CPU: whole maps, 300 MB at 1024x2048, whose additions it fuses."""
+    """The same for OpenVINO on a CPU: whole maps, whose additions it fuses.
+
+    The products of 1024 channels are 300 MB at 1024x2048.
+    """
 
     def forward(self, features):
         """See :class:`WinogradHead`."""
@@ -84,8 +87,7 @@ class OpenVINOWinogradHead(WinogradHead):
                   for u in range(6)] for v in range(6)]
         tiles = zip(*(_transform_input(*column) for column in tiles), strict=True)
         tiles = [tile for row in tiles for tile in _transform_input(*row)]
-        products = [tile @ kernel
-                    for tile, kernel in zip(tiles, self.kernel, strict=True)]
+        products = [tile @ kernel for tile, kernel in zip(tiles, self.kernel, strict=True)]
         halfway = [_transform_output(*products[v::6]) for v in range(6)]
         pixels = [[self._classify(pixel) for pixel in _transform_output(*row)]
                   for row in zip(*halfway, strict=True)]  # 4x4 of (tiles, classes)

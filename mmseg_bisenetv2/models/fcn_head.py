@@ -53,10 +53,9 @@ class FCNHead(MMSegFCNHead):
         """Classifies each pixel, (N, C, h, w) -> logits (N, classes, h, w)."""
         if self.dropout is None:
             return convolve(self.conv_seg, feat)
-        own = self.num_convs > 0 and not any(map(is_watched, self.convs.modules()))
-        if not own:  # what the dropout overwrites
-            return convolve(self.conv_seg, self.dropout(feat))
-        return dropped_and_convolved(self.dropout, self.conv_seg, feat)
+        if self.num_convs > 0 and not any(map(is_watched, self.modules())):
+            return dropped_and_convolved(self.dropout, self.conv_seg, feat)
+        return convolve(self.conv_seg, self.dropout(feat))  # others see feat
 
     def loss_by_feat(self, seg_logits, batch_data_samples):
         """The loss and the pixel accuracy in percent, under MMSegmentation's names.

@@ -16,9 +16,8 @@ from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.losses.utils import get_class_weight
 
-# Bytes of one tile, which is passed over eight times. On Zen 4 (1 MB of second-level cache a core,
-# 32 MB of third) the time of one core is flat up to 4 MB and grows from there (misses); that of two
-# falls up to 4 MB (calls). On a GPU without Triton larger tiles save launches.
+# Bytes of one tile, which is passed over eight times: large enough for several threads to share,
+# small enough for the caches. On a GPU without Triton larger tiles save launches.
 TILE_BYTES = dict(cpu=4_000_000, cuda=64_000_000)
 
 

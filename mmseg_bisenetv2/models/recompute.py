@@ -122,8 +122,7 @@ def dropped_and_convolved(dropout, conv, x):
         x (Tensor): (N, C, h, w), of which nobody else knows: what :class:`NormReLU` gave is
             overwritten.
     """
-    draws = (dropout.training and 0 < dropout.p < 1 and not is_watched(dropout)
-             and not torch.compiler.is_compiling())
+    draws = dropout.training and 0 < dropout.p < 1 and not torch.compiler.is_compiling()
     node = x.grad_fn if draws else None
     if not isinstance(node, NormReLU._backward_cls):
         return convolve(conv, dropout(x))
