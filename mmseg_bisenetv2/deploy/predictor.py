@@ -18,9 +18,13 @@ from mmseg_bisenetv2.deploy.runtimes import (
     ONNXRuntimeRuntime,
     OpenVINORuntime,
     TorchRuntime,
-    cpu_has_bf16,
+    bf16_is_faster,
 )
-from mmseg_bisenetv2.deploy.winograd import OpenVINOWinogradHead, WinogradHead
+from mmseg_bisenetv2.deploy.winograd import (
+    OpenVINOWinogradHead,
+    OpenVINOWinogradHeadBF16,
+    WinogradHead,
+)
 from mmseg_bisenetv2.models.upsample_argmax import Side, upsample_argmax
 
 from mmseg.apis import init_model
@@ -44,8 +48,8 @@ class Predictor:
         backend (str): 'torch', 'openvino', 'onnxruntime', or 'auto': 'torch' on a GPU, else the
             first installed of 'openvino', 'onnxruntime', 'torch'. ``.backend`` says which.
         precision (str): 'fp32', 'bf16', 'fp16', or 'auto': FP16 on a GPU, BF16 on processors that
-            multiply it, where the backend can, else FP32. ``.precision`` says which; for a file
-            that was quantised it is 'int8'.
+            multiply it faster than FP32, where the backend can, else FP32. ``.precision`` says
+            which; for a file that was quantised it is 'int8'.
         device (str | torch.device, optional): By default 'cuda' if there is a GPU, else 'cpu'.
         size (tuple, optional): (height, width) at which the network sees every picture. By
             default as the config's test pipeline resizes, so that labels are those of `mim test`.
@@ -87,7 +91,7 @@ class Predictor:
         self.precision = self._choose_precision(precision, fixed)
         if not fixed:
             fast = {('openvino', 'cpu', 'fp32'): OpenVINOWinogradHead,
-                    ('openvino', 'cpu', 'bf16'): OpenVINOWinogradHead,
+                    ('openvino', 'cpu', 'bf16'): OpenVINOWinogradHeadBF16,
                     ('torch', 'cpu', 'fp32'): WinogradHead}
             model = FrameNetwork(
                 model, fast.get((self.backend, self.device.type, self.precision)))
@@ -123,7 +127,7 @@ class Predictor:
         elif self.device.type == 'cpu':
             possible = [name for name in possible if name != 'fp16']  # no processor multiplies it
         if precision == 'auto':
-            wish = 'fp16' if self.device.type == 'cuda' else 'bf16' if cpu_has_bf16() else 'fp32'
+            wish = 'fp16' if self.device.type == 'cuda' else 'bf16' if bf16_is_faster() else 'fp32'
             return wish if wish in possible else 'fp32'
         if precision not in possible:
             raise ValueError(f"precision={precision!r}: {self.backend!r} has 'auto' and "
@@ -192,9 +196,31 @@ class Predictor:
         """How long the network took in this thread's last call, without what is around it."""
         return getattr(self._last, 'seconds', 0.0)
 
-    def warm_up(self, height, width, batch=1):
-        """Compiles for pictures of this size, so that the first is as fast as the others."""
-        self([np.zeros((height, width, 3), np.uint8)] * batch)
+    def warm_up(self, height=None, width=None, batch=1):
+        """Compiles for pictures of this size, so that the first is as fast as the others.
+
+        On a GPU this takes up to a minute and makes all later ones faster: PyTorch compiles the
+        network, for any size, and its CUDA graph is recorded.
+
+        Args:
+            height (int, optional): Of the pictures. By default that of the network's input, where
+                ``size`` or the config gives it.
+            width (int, optional): Likewise.
+            batch (int): How many at a time.
+
+        Raises:
+            ValueError: If nothing gives the size.
+        """
+        if height is None or width is None:
+            scale = self.description.scale
+            if self.size is None and scale is None:
+                raise ValueError('The network takes pictures of any size: warm_up(height, width)')
+            height, width = self.size or scale[::-1]
+        frames = np.zeros((batch, height, width, 3), np.uint8)
+        if self.backend == 'torch' and self.device.type == 'cuda':
+            self.runtime.compile(frames)
+        for _ in range(2):  # the graph of a size is recorded when it comes again
+            self(frames)
 
     def overlay(self, image, labels, opacity=0.5):
         """The picture with its labels in the colours of the palette.

@@ -49,12 +49,14 @@ class WinogradHead(nn.Module):
 
     def forward(self, features):
         """Feature maps, the first of them (N, C, h, w), -> logits (N, classes, h, w)."""
-        x, rows, columns = _padded(features[0])
+        height, width = features[0].shape[2:]
+        rows, columns = (height + 3) // 4, (width + 3) // 4
+        x = F.pad(features[0], (1, 4 * columns + 3 - width, 1, 4 * rows + 3 - height))
+        x = x.permute(0, 2, 3, 1)
         band = max(1, self.TILES // columns)
         logits = torch.cat([
             self._band(x[:, 4 * row:4 * row + 4 * band + 4], columns)
             for row in range(0, rows, band)], 1)
-        height, width = features[0].shape[2:]
         return logits[:, :height, :width].permute(0, 3, 1, 2)
 
     def _band(self, x, columns):
@@ -62,47 +64,54 @@ class WinogradHead(nn.Module):
         tiles = x.unfold(1, 6, 4).unfold(2, 6, 4)  # (N, rows, columns, C, 6, 6)
         tiles = tiles.permute(4, 5, 0, 1, 2, 3).flatten(2, 4)  # (6, 6, tiles, C)
         tiles = (self.input @ tiles.reshape(36, -1)).view(36, -1, x.size(3))
-        products = tiles @ self.kernel
-        pixels = (self.output @ products.flatten(1)).view(4, 4, *products.shape[1:])
-        logits = self._classify(pixels).unflatten(2, (-1, rows, columns))
+        logits = self._classify(tiles @ self.kernel).unflatten(2, (-1, rows, columns))
         return logits.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
 
-    def _classify(self, pixels):
+    def _classify(self, products):
+        """(36, ..., channels) -> (4, 4, ..., classes)."""
+        pixels = self.output @ products.flatten(1)
+        return self._finish(pixels.view(4, 4, *products.shape[1:]))
+
+    def _finish(self, pixels):
         pixels = self.activate(pixels.add_(self.bias))
         return F.linear(pixels, self.conv_seg.weight.flatten(1), self.conv_seg.bias)
 
 
 class OpenVINOWinogradHead(WinogradHead):
-    """The same for OpenVINO on a CPU: whole maps, whose additions it fuses.
+    """The same for OpenVINO on a CPU in FP32: whole maps, whose additions it fuses.
 
     The products of 1024 channels are 300 MB at 1024x2048.
     """
 
     def forward(self, features):
         """See :class:`WinogradHead`."""
-        x, rows, columns = _padded(features[0])
-        x = x.unflatten(2, (columns + 1, 4)).unflatten(1, (rows + 1, 4))
-        # A tile reads 6x6 pixels, two of them from the tile behind it: 36 of (tiles, C)
-        tiles = [[x[:, u // 4:u // 4 + rows, u % 4, v // 4:v // 4 + columns, v % 4].flatten(0, 2)
-                  for u in range(6)] for v in range(6)]
+        x = features[0]
+        height, width = x.shape[2:]
+        rows, columns = (height + 3) // 4, (width + 7) // 4
+        x = F.pad(x, (1, 4 * columns - 1 - width, 1, 4 * rows + 7 - height)).permute(0, 2, 3, 1)
+        x = x.unflatten(2, (columns, 4)).unflatten(1, (rows + 2, 4))
+        x = x.permute(2, 4, 0, 1, 3, 5).flatten(3, 4)  # (4, 4, N, cells of 4x4 pixels, C)
+        # A tile is 6x6 pixels: those of its cell, and two more from the cells to the right and
+        # below. So they follow one another in memory, with one more tile at the end of each row
+        starts = [[u // 4 * columns + v // 4 for u in range(6)] for v in range(6)]
+        tiles = [[x[u % 4, v % 4, :, start:start + rows * columns]
+                  for u, start in enumerate(column)] for v, column in enumerate(starts)]
         tiles = zip(*(_transform_input(*column) for column in tiles), strict=True)
-        tiles = [tile for row in tiles for tile in _transform_input(*row)]
+        tiles = [tile for row in tiles for tile in _transform_input(*row)]  # 36 of (N, tiles, C)
         products = [tile @ kernel for tile, kernel in zip(tiles, self.kernel, strict=True)]
+        logits = self._classify(torch.stack(products)).unflatten(3, (rows, columns))
+        logits = logits.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
+        return logits[:, :height, :width].permute(0, 3, 1, 2)
+
+
+class OpenVINOWinogradHeadBF16(OpenVINOWinogradHead):
+    """The same in BF16, without the output's matrix, which OpenVINO would multiply in FP32."""
+
+    def _classify(self, products):
         halfway = [_transform_output(*products[v::6]) for v in range(6)]
-        pixels = [[self._classify(pixel) for pixel in _transform_output(*row)]
-                  for row in zip(*halfway, strict=True)]  # 4x4 of (tiles, classes)
-        x = torch.stack([torch.stack(row, 1) for row in pixels], 1)
-        x = x.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        height, width = features[0].shape[2:]
-        return x[:, :height, :width].permute(0, 3, 1, 2)
-
-
-def _padded(x):
-    """(N, C, h, w) -> (N, 4 * rows + 4, 4 * columns + 4, C), and the numbers of tiles."""
-    height, width = x.shape[2:]
-    rows, columns = (height + 3) // 4, (width + 3) // 4
-    x = F.pad(x, (1, 4 * columns + 3 - width, 1, 4 * rows + 3 - height))
-    return x.permute(0, 2, 3, 1), rows, columns
+        return torch.stack([
+            torch.stack([self._finish(pixel) for pixel in _transform_output(*row)])
+            for row in zip(*halfway, strict=True)])
 
 
 def _transform_input(d0, d1, d2, d3, d4, d5):

@@ -124,7 +124,7 @@ def dropped_and_convolved(dropout, conv, x):
     """
     draws = dropout.training and 0 < dropout.p < 1 and not torch.compiler.is_compiling()
     node = x.grad_fn if draws else None
-    if not isinstance(node, NormReLU._backward_cls):
+    if node is None or not isinstance(node, NormReLU._backward_cls):
         return convolve(conv, dropout(x))
     node.noise = x.new_empty(x.size(0), x.size(1), 1, 1).bernoulli_(1 - dropout.p)
     node.noise.div_(1 - dropout.p)

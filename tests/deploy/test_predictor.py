@@ -1,4 +1,6 @@
+import shutil
 import threading
+import time
 
 import cv2
 import numpy as np
@@ -6,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import image, write
+from small import build, image, write
 
-from mmseg_bisenetv2.deploy import Predictor, predictor
+from mmseg_bisenetv2.deploy import Predictor, predictor, runtimes
 from mmseg_bisenetv2.deploy.description import Description
 from mmseg_bisenetv2.deploy.predictor import read_image
-from mmseg_bisenetv2.deploy.runtimes import cpu_has_bf16, need
+from mmseg_bisenetv2.deploy.runtimes import TorchRuntime, bf16_is_faster, need
 
 from mmseg.apis import inference_model, init_model
 
@@ -204,7 +206,7 @@ def test_overlay(files):
 def test_automatic_choices(files, monkeypatch):
     chosen = Predictor(*files, device='cpu')
     assert chosen.backend == 'openvino'
-    assert chosen.precision == ('bf16' if cpu_has_bf16() else 'fp32')
+    assert chosen.precision == ('bf16' if bf16_is_faster() else 'fp32')
     installed = {'openvino', 'onnxruntime', 'onnx', 'onnxscript'}
     monkeypatch.setattr(predictor.importlib.util, 'find_spec', lambda name: name in installed)
     installed.remove('openvino')
@@ -212,8 +214,63 @@ def test_automatic_choices(files, monkeypatch):
     assert (chosen.backend, chosen.precision) == ('onnxruntime', 'fp32')
     installed.remove('onnxscript')
     assert Predictor(*files, device='cpu').backend == 'torch'
-    monkeypatch.setattr(predictor, 'cpu_has_bf16', lambda: False)
-    assert Predictor(*files, device='cpu').precision == 'fp32'
+    for faster, precision in ((True, 'bf16'), (False, 'fp32')):
+        monkeypatch.setattr(predictor, 'bf16_is_faster', lambda faster=faster: faster)
+        assert Predictor(*files, device='cpu').precision == precision
+
+
+@pytest.mark.parametrize('has, slow, expected', [
+    (True, torch.float32, True), (True, torch.bfloat16, False), (False, torch.float32, False)])
+def test_bf16_is_chosen_by_its_speed(monkeypatch, has, slow, expected):
+    monkeypatch.setattr(runtimes, 'cpu_has_bf16', lambda: has)
+    monkeypatch.setattr(runtimes.F, 'conv2d', lambda x, *_, **__: time.sleep(
+        0.004 if x.dtype == slow else 0.001))
+    bf16_is_faster.cache_clear()
+    try:
+        assert bf16_is_faster() is expected
+        assert (runtimes.openvino_config('int8')['INFERENCE_PRECISION_HINT'] == 'bf16') is expected
+    finally:
+        bf16_is_faster.cache_clear()
+
+
+def test_warm_up(files, tmp_path, monkeypatch):
+    seen = []
+    one = Predictor(*files, backend='torch', device='cpu')
+    monkeypatch.setattr(Predictor, '__call__', lambda self, frames: seen.append(frames.shape))
+    one.warm_up(64, 96, batch=2)
+    assert set(seen) == {(2, 64, 96, 3)}
+    with pytest.raises(ValueError, match=r'warm_up\(height, width\)'):
+        one.warm_up()
+    seen.clear()
+    Predictor(*files, backend='torch', device='cpu', size=(32, 64)).warm_up()
+    scaled = write(tmp_path, [dict(type='Resize', scale=(96, 40), keep_ratio=True)])
+    Predictor(*scaled, backend='torch', device='cpu').warm_up()
+    assert set(seen) == {(1, 32, 64, 3), (1, 40, 96, 3)}
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='PyTorch compiles with g++ for a CPU')
+def test_compiled_network():
+    network = predictor.FrameNetwork(build())
+    runtime = TorchRuntime(network, torch.device('cpu'))
+    runtime.compile(image(64, 96)[None])
+    assert runtime.network is not network
+    for shape in ((64, 96), (33, 47)):
+        frames = image(*shape)[None]
+        expected = network(torch.from_numpy(frames))
+        torch.testing.assert_close(runtime(frames), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_network_that_cannot_be_compiled(monkeypatch):
+    network, said = predictor.FrameNetwork(build()), []
+    runtime = TorchRuntime(network, torch.device('cpu'))
+
+    def fail(frames):
+        raise RuntimeError('no Triton here\nand more')
+
+    monkeypatch.setattr(torch, 'compile', lambda *_, **__: fail)
+    monkeypatch.setattr(runtimes, 'print_log', lambda text, **_: said.append(text))
+    runtime.compile(image()[None])
+    assert runtime.network is network and said[0].endswith('as it is: no Triton here')
 
 
 @pytest.mark.parametrize('options, message', [

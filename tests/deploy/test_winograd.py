@@ -8,7 +8,12 @@ from small import NORM, build, image, write
 
 from mmseg_bisenetv2.deploy import Predictor, export
 from mmseg_bisenetv2.deploy.network import FrameNetwork
-from mmseg_bisenetv2.deploy.winograd import OpenVINOWinogradHead, WinogradHead, with_winograd
+from mmseg_bisenetv2.deploy.winograd import (
+    OpenVINOWinogradHead,
+    OpenVINOWinogradHeadBF16,
+    WinogradHead,
+    with_winograd,
+)
 from mmseg_bisenetv2.models.fcn_head import FCNHead
 from mmseg_bisenetv2.models.folding import fold_batch_norm
 
@@ -21,7 +26,8 @@ def head():
     return fold_batch_norm(build().decode_head.eval())
 
 
-@pytest.mark.parametrize('kind', [WinogradHead, OpenVINOWinogradHead])
+@pytest.mark.parametrize('kind', [WinogradHead, OpenVINOWinogradHead,
+                                  OpenVINOWinogradHeadBF16])
 @pytest.mark.parametrize('shape', [(1, 1), (4, 4), (5, 7), (8, 13), (3, 40)])
 def test_equals_the_convolution(head, shape, kind, monkeypatch):
     monkeypatch.setattr(WinogradHead, 'TILES', 5)  # bands of several rows, of one, of a part

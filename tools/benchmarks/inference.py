@@ -129,6 +129,7 @@ def measure(args, stock, checkpoint, frame, path, batch):
         from_file if source is paths else stock, source)}
     networks = {}
     for name, predictor in variants(args, checkpoint, frame, stock.num_classes):
+        predictor.warm_up(*frame.shape[:2], batch)
         runs[name], networks[name] = predictor, predictor
     labels = {name: labels_of(run(frames)[0]) for name, run in runs.items()}  # this warms up, too
     times = {name: dict(end_to_end=[], decoding=[], network=[]) for name in runs}
