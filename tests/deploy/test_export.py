@@ -94,9 +94,9 @@ def test_quantised_file(model, description, files, tmp_path):
     _, quantised = export.read(path)
     shapes = [tuple(op.get_output_shape(0)) for op in quantised.get_ops()
               if op.get_type_name() == 'Constant' and op.get_element_type().to_string() == 'i8']
-    # The detail branch but for its first convolution, and the head
+    # The detail branch but for its first convolution, two of the aggregation, and the head
     assert sorted(shapes) == sorted(
-        [(8, 8, 3, 3)] * 4 + [(16, 8, 3, 3)] + [(16, 16, 3, 3)] * 3 + [(4, 16, 1, 1)])
+        [(8, 8, 3, 3)] * 4 + [(16, 8, 3, 3)] + [(16, 16, 3, 3)] * 5 + [(4, 16, 1, 1)])
     for op in quantised.get_ops():  # OpenVINO computes this pooling wrongly in INT8
         if op.get_type_name() == 'AvgPool':
             assert op.input_value(0).get_node().get_type_name() != 'FakeQuantize'
@@ -104,6 +104,17 @@ def test_quantised_file(model, description, files, tmp_path):
     assert loaded.precision == 'int8' and figures['agreement'] < 100
     with pytest.raises(ValueError, match='quantised'):
         Predictor(path, device='cpu', precision='fp32')
+
+
+def test_outliers_do_not_stretch_the_ranges(model, description, monkeypatch):
+    highest = []
+    for share in (1e-9, 0.01):
+        monkeypatch.setattr(export, 'OUTLIERS', share)
+        quantised = export.quantise(FrameNetwork(model), description, PICTURES)
+        highest.append([op.input_value(2).get_node().data.item() for op in quantised.get_ops()
+                        if op.get_type_name() == 'FakeQuantize'])
+    all_of_it, most = map(np.array, highest)
+    assert len(most) >= 8 and (most < all_of_it).all()
 
 
 def test_file_that_disagrees_is_not_left_behind(model, description, tmp_path):
