@@ -63,6 +63,19 @@ def test_inference(tmp_path):
     assert picture.stat().st_size > 1000
 
 
+def test_bars(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    from benchmarks.inference import bars
+    rows = [dict(setting=f'{size}, {name}', ratio=ratio, network_ms=ms)
+            for size in ('64x128 x 1', '64x128 x 2')
+            for name, ratio, ms in (('a', 1, 5.), ('b, file', 2, 4.), ('post', 3, None))]
+    assert bars(rows[:3]) == ({'a': 1, 'b, file': 2},
+                              'times the speed of MMSegmentation, 64x128 x 1')
+    ratios, label = bars(rows)
+    assert list(ratios)[1] == '64x128 x 1, b, file' and len(ratios) == 4
+    assert label == 'times the speed of MMSegmentation'
+
+
 def test_network_that_mmsegmentation_cannot_build():
     result = subprocess.run(
         [sys.executable, 'tools/benchmark.py', 'inference', '--size', '64x128',

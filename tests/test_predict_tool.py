@@ -29,6 +29,7 @@ class Fake:
 
     made = None
     network_seconds = 0.001
+    backend, precision = 'a backend', 'a precision'
     classes = CityscapesDataset.METAINFO['classes']
 
     def __init__(self, *args, **kwargs):
@@ -88,11 +89,13 @@ def test_pictures_and_a_video(tool, tmp_path):
     out = tmp_path / 'out'
     code, text, errors = tool(tmp_path / 'in', '--config', 'c.py', '--checkpoint', 'c.pth', '--out',
                               out, '--write', 'overlay', 'labels', '--every', 2, '--max-frames', 5,
-                              '--backend', 'torch', '--precision', 'bf16', '--device', 'cpu')
+                              '--backend', 'torch', '--precision', 'bf16', '--device', 'cpu',
+                              '--size', 16, 24, '--threads', 1)
     assert code == 0, errors
-    assert Fake.made == (('c.py', 'c.pth'), dict(backend='torch', precision='bf16', device='cpu'))
+    assert Fake.made == (('c.py', 'c.pth'), dict(
+        backend='torch', precision='bf16', device='cpu', size=[16, 24], threads=1))
     assert f'{out}/overlay: 2 files' in text and f'{out}/labels: 6 files' in text
-    assert '6 frames, 0 of a camera dropped' in text
+    assert '6 frames, 0 of a camera dropped; a backend, a precision' in text
     assert '1000.0 frames per second, network' in text  # that of the fake
     assert 'frames per second, end to end' in text
     assert '6/6' in errors  # the bar

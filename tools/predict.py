@@ -32,6 +32,9 @@ def parse_args():
     parser.add_argument('--backend', default='auto', help='default: %(default)s')
     parser.add_argument('--precision', default='auto', help='default: %(default)s')
     parser.add_argument('--device', help='default: a GPU if there is one')
+    parser.add_argument('--size', type=positive, nargs=2, metavar=('H', 'W'), help='at which the '
+                        "network sees every frame; default: as the config's test pipeline has it")
+    parser.add_argument('--threads', type=positive, help='of the processor; default: all cores')
     parser.add_argument('--every', type=positive, default=1, metavar='N', help='each Nth frame')
     parser.add_argument('--max-frames', type=positive, metavar='N', help='of each video')
     parser.add_argument('--fps', type=float, help="default: the video's, 25 if it tells none")
@@ -63,7 +66,8 @@ def main():
         if args.show:
             stream.check_display()
         predictor = Predictor(args.model or args.config, args.checkpoint, backend=args.backend,
-                              precision=args.precision, device=args.device)
+                              precision=args.precision, device=args.device,
+                              size=args.size, threads=args.threads)
         writer = stream.Writer(predictor, args.out, sources, args.write, args.opacity)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f'Nothing was written: {error}')
@@ -81,7 +85,8 @@ def main():
     for output, number in writer.files.items():
         print(f'{args.out}/{output}: {number} files')
     interrupted = 'interrupted; ' if caught else ''
-    print(f'{interrupted}{report.frames} frames, {report.dropped} of a camera dropped')
+    print(f'{interrupted}{report.frames} frames, {report.dropped} of a camera dropped; '
+          f'{predictor.backend}, {predictor.precision}')
     if report.frames > 1:  # the first is left out: it pays for compilation
         for name, seconds in (('end to end', report.seconds), ('network', report.network_seconds)):
             print(f'{(report.frames - 1) / seconds:7.1f} frames per second, {name}')

@@ -24,6 +24,7 @@ class Description:
         scale: (width, height) that images are resized to before the network, as MMSegmentation's
             ``Resize`` understands it; None where they are taken as they are.
         keep_ratio: Whether that keeps the ratio of width to height.
+        size: (height, width) of the only frames that a file takes, one at a time; None: any.
         align_corners: How the logits are resized.
         precision: 'fp32', or 'int8' for a quantised file.
         config: Name of the config.
@@ -35,6 +36,7 @@ class Description:
     palette: tuple
     scale: tuple | None = None
     keep_ratio: bool = True
+    size: tuple | None = None
     align_corners: bool = False
     precision: str = 'fp32'
     config: str | None = None
@@ -54,8 +56,8 @@ class Description:
         """
         try:
             values = json.loads(text)
-            for name in ('classes', 'scale'):
-                values[name] = values[name] and tuple(values[name])
+            for name in ('classes', 'scale', 'size'):
+                values[name] = values.get(name) and tuple(values[name])
             values['palette'] = tuple(map(tuple, values['palette']))
             return cls(**values)
         except (TypeError, ValueError, KeyError) as error:
@@ -89,6 +91,8 @@ class Description:
 
     def network_size(self, height, width):
         """(height, width) at which the network sees an image of that size."""
+        if self.size:
+            return self.size
         if self.scale is None:
             return height, width
         if not self.keep_ratio:

@@ -45,8 +45,8 @@ class Predictor:
         config (str | Path): A config; or a file that tools/export.py wrote (.onnx, .xml, .pt2),
             which says itself what it holds and which backend runs it.
         checkpoint (str | Path, optional): Weights of any dialect. None: random ones.
-        backend (str): 'torch', 'openvino', 'onnxruntime', or 'auto': 'torch' on a GPU, else the
-            first installed of 'openvino', 'onnxruntime', 'torch'. ``.backend`` says which.
+        backend (str): 'torch', 'openvino', 'onnxruntime', or 'auto', the fastest that is installed:
+            'openvino' on a CPU, else 'torch'. ``.backend`` says which.
         precision (str): 'fp32', 'bf16', 'fp16', or 'auto': FP16 on a GPU, BF16 on processors that
             multiply it faster than FP32, where the backend can, else FP32. ``.precision`` says
             which; for a file that was quantised it is 'int8'.
@@ -82,6 +82,9 @@ class Predictor:
             if checkpoint:
                 raise ValueError(f'{config} holds its weights: expected no checkpoint beside it')
             self.description, model = export.read(config)
+            own = self.description.size
+            if own and self.size not in (None, own):
+                raise ValueError(f'size={size!r}: {config} takes frames of {own} only')
         else:
             if checkpoint is None:
                 print_log(f'{config} without a checkpoint: the weights are random',
@@ -95,6 +98,8 @@ class Predictor:
                     ('torch', 'cpu', 'fp32'): WinogradHead}
             model = FrameNetwork(
                 model, fast.get((self.backend, self.device.type, self.precision)))
+        # torch.export fixes a dimension of one
+        self._one_at_a_time = fixed == 'torch' or self.description.size is not None
         self.runtime = self._start(model, fixed, threads)
         self.classes = self.description.classes
         self.palette = np.array(self.description.palette, np.uint8).reshape(-1, 3)
@@ -106,12 +111,8 @@ class Predictor:
             raise ValueError(f'backend={backend!r}: this file is for {fixed!r}')
         backend = fixed or backend
         if backend == 'auto':
-            if self.device.type != 'cpu':
-                return 'torch'
-            if importlib.util.find_spec('openvino'):
-                return 'openvino'
-            complete = all(map(importlib.util.find_spec, ('onnxruntime', 'onnx', 'onnxscript')))
-            return 'onnxruntime' if complete else 'torch'
+            fits = self.device.type == 'cpu' and importlib.util.find_spec('openvino')
+            return 'openvino' if fits else 'torch'
         if backend == 'openvino' and self.device.type != 'cpu':
             raise ValueError(f"backend='openvino' runs on the CPU, not on {self.device}")
         return backend
@@ -180,16 +181,17 @@ class Predictor:
                   cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
                   for image in images]
         frames = np.ascontiguousarray(frames[0][None]) if len(frames) == 1 else np.stack(frames)
-        start = time.perf_counter()
-        logits = self.runtime(frames)
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)
-        self._last.seconds += time.perf_counter() - start
         rows = Side(size[0], 0, size[0], False, height)
         columns = Side(size[1], 0, size[1], False, width)
-        for low in logits:
-            labels = upsample_argmax(low, rows, columns, self.description.align_corners)
-            yield labels.cpu().numpy()
+        for part in np.split(frames, len(frames)) if self._one_at_a_time else [frames]:
+            start = time.perf_counter()
+            logits = self.runtime(part)
+            if logits.is_cuda:
+                torch.cuda.synchronize(logits.device)
+            self._last.seconds += time.perf_counter() - start
+            for low in logits:
+                labels = upsample_argmax(low, rows, columns, self.description.align_corners)
+                yield labels.cpu().numpy()
 
     @property
     def network_seconds(self):
@@ -213,9 +215,10 @@ class Predictor:
         """
         if height is None or width is None:
             scale = self.description.scale
-            if self.size is None and scale is None:
+            known = self.size or self.description.size or (scale and scale[::-1])
+            if not known:
                 raise ValueError('The network takes pictures of any size: warm_up(height, width)')
-            height, width = self.size or scale[::-1]
+            height, width = known
         frames = np.zeros((batch, height, width, 3), np.uint8)
         if self.backend == 'torch' and self.device.type == 'cuda':
             self.runtime.compile(frames)

@@ -1,4 +1,5 @@
 """Whether an exported file does what PyTorch does: it is run at once, on real-sized pictures."""
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -54,11 +55,12 @@ def export_and_verify(model, description, path, pictures, size=None, raw=False, 
         raise ValueError(f'{path}: {precision} is for OpenVINO, .xml')
     if precision == 'int8' and not calibration:
         raise ValueError("INT8 needs pictures to calibrate on: --calibrate 'train/*.png'")
+    description = dataclasses.replace(description, size=size)
     network = FrameNetwork(model)
 
     def frame(picture):
         image = read_image(picture)
-        wanted = size or description.network_size(*image.shape[:2])
+        wanted = description.network_size(*image.shape[:2])
         return cv2.resize(image, wanted[::-1]) if image.shape[:2] != wanted else image
 
     if path.suffix == '.onnx':

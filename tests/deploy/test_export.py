@@ -41,7 +41,7 @@ def description(model, files):
 PICTURES = [image(64, 96, seed=i) for i in range(3)]
 
 
-@pytest.mark.parametrize('size', [None, (64, 96)])
+@pytest.mark.parametrize('size', [None, (40, 72)])
 @pytest.mark.parametrize('suffix', ['.onnx', '.xml', '.pt2'])
 def test_file_agrees_and_describes_itself(model, description, files, tmp_path, suffix, size):
     path = tmp_path / f'net{suffix}'
@@ -49,12 +49,17 @@ def test_file_agrees_and_describes_itself(model, description, files, tmp_path, s
     assert figures['agreement'] >= 99.9 and figures['size_mb'] > 0.01
     assert {p.suffix for p in tmp_path.iterdir()} == {suffix, *(['.bin'] * (suffix == '.xml'))}
     loaded = Predictor(path, device='cpu', precision='fp32')
-    assert loaded.description == description
+    assert loaded.description == dataclasses.replace(description, size=size)
     assert loaded.classes == META['classes'] and loaded.palette.tolist() == META['palette']
-    reference = Predictor(*files, backend='torch', precision='fp32', device='cpu')
-    shapes = [(64, 96)] if size else [(64, 96), (33, 47), (40, 200)]
-    for shape in shapes:
+    reference = Predictor(*files, backend='torch', precision='fp32', device='cpu', size=size)
+    for shape in (64, 96), (33, 47), (40, 200):  # whatever the size of the file
         assert (loaded(image(*shape)) == reference(image(*shape))).mean() >= 0.999
+    for labels, expected in zip(loaded(PICTURES), reference(PICTURES), strict=True):
+        assert (labels == expected).mean() >= 0.999
+    if size:
+        loaded.warm_up()
+        with pytest.raises(ValueError, match=r'takes frames of \(40, 72\) only'):
+            Predictor(path, device='cpu', size=(64, 96))
 
 
 def test_raw_file(model, description, tmp_path):

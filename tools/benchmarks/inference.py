@@ -60,9 +60,19 @@ def run(args):
                 rows += measure(args, stock, checkpoint, frame, path, batch)
             rows += postprocessing(args, stock, frame)
     if args.picture:
-        draw_speeds({row['setting']: row['ratio'] for row in rows if row['network_ms']},
-                    'times the speed of MMSegmentation', args.picture)
+        draw_speeds(*bars(rows), args.picture)
     return rows
+
+
+def bars(rows):
+    """The ratio of everything that has a network, and what they are; a single size is said once."""
+    ratios = {row['setting']: row['ratio'] for row in rows if row['network_ms']}
+    label = 'times the speed of MMSegmentation'
+    sizes = {setting.split(', ')[0] for setting in ratios}
+    if len(sizes) == 1:
+        label += f', {sizes.pop()}'
+        ratios = {setting.split(', ', 1)[1]: ratio for setting, ratio in ratios.items()}
+    return ratios, label
 
 
 def read_frame(name, height, width):
