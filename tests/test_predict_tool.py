@@ -136,6 +136,15 @@ def test_label_ids_of_other_classes(tool, tmp_path, monkeypatch):
     assert not (tmp_path / 'out').exists()
 
 
+def test_network_that_cannot_be_deployed(tool, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise TypeError('a ResNet cannot be deployed')
+
+    monkeypatch.setattr(mmseg_bisenetv2.deploy, 'Predictor', refuse)
+    code, _, errors = tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out')
+    assert code == 1 and 'Nothing was written: a ResNet cannot be deployed' in errors
+
+
 def test_disk_that_is_full(tool, tmp_path):
     (tmp_path / 'out/overlay').mkdir(parents=True)
     (tmp_path / 'out/overlay/a.jpg').symlink_to('/dev/full')

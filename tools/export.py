@@ -74,10 +74,10 @@ def main():
     images, truths = pictures(args.images or []), None
     try:
         model = init_model(args.config, args.checkpoint, device='cpu')
-    except CheckpointError as error:
+        description = dataclasses.replace(
+            Description.of(model, args.checkpoint), precision=args.precision)
+    except (CheckpointError, ValueError) as error:
         sys.exit(str(error))
-    description = dataclasses.replace(
-        Description.of(model, args.checkpoint), precision=args.precision)
     what = 'pictures'
     if args.val:
         dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
@@ -92,7 +92,7 @@ def main():
         figures = export_and_verify(
             model, description, args.out, images, size, args.raw,
             calibration, args.min_agreement, truths, args.max_miou_drop)
-    except (DisagreementError, ValueError, ImportError) as error:
+    except (DisagreementError, ImportError, TypeError, ValueError) as error:
         sys.exit(str(error))
     print(f'{args.out}: {figures["size_mb"]:.1f} MB, {args.precision}')
     print(f'agreement with PyTorch FP32 on {len(images)} {what}: {figures["agreement"]:.3f} %')

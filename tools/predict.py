@@ -69,7 +69,7 @@ def main():
                               precision=args.precision, device=args.device,
                               size=args.size, threads=args.threads)
         writer = stream.Writer(predictor, args.out, sources, args.write, args.opacity)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f'Nothing was written: {error}')
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

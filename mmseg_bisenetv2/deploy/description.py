@@ -26,7 +26,7 @@ class Description:
         keep_ratio: Whether that keeps the ratio of width to height.
         size: (height, width) of the only frames that a file takes, one at a time; None: any.
         align_corners: How the logits are resized.
-        precision: 'fp32', or 'int8' for a quantised file.
+        precision: What a file was made for: 'fp32', 'bf16', or 'int8' where it was quantised.
         config: Name of the config.
         checkpoint: Name of the checkpoint, None for random weights.
         sha256: Of the checkpoint file.
@@ -57,7 +57,7 @@ class Description:
         try:
             values = json.loads(text)
             for name in ('classes', 'scale', 'size'):
-                values[name] = values.get(name) and tuple(values[name])
+                values[name] = values[name] and tuple(values[name])
             values['palette'] = tuple(map(tuple, values['palette']))
             return cls(**values)
         except (TypeError, ValueError, KeyError) as error:

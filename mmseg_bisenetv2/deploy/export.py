@@ -189,7 +189,7 @@ def torch_program(network, description, size=None):
         network (FrameNetwork): In float32.
         description (Description): How logits are resized.
         size (tuple, optional): (height, width) of the frames; any from 33x33 by default (smaller
-            ones are of another graph: a size of one broadcasts).
+            ones are of another graph: a size of one broadcasts). N is 1 for the same reason.
     """
     sample = example(size)
     dynamic = None

@@ -22,11 +22,12 @@ class FrameNetwork(nn.Module):
 
     Args:
         model (EncoderDecoder): MMSegmentation's or ours, with a BiSeNetV2 of this package.
-        winograd (type, optional): :class:`WinogradHead` or :class:`OpenVINOWinogradHead`, for a
-            CPU, where the head is one 3x3 convolution.
+        winograd (type, optional): A class of :mod:`mmseg_bisenetv2.deploy.winograd`, for a CPU,
+            where the head is one 3x3 convolution.
 
     Raises:
-        TypeError: If it has another backbone, or a neck.
+        TypeError: If it has another backbone, a neck, more than 256 classes, or a way to predict
+            of its own.
     """
 
     def __init__(self, model, winograd=None):
@@ -80,11 +81,11 @@ def _without_training_parts(model):
         raise TypeError(
             f'A {type(model.backbone).__name__}{" with a neck" * model.with_neck} cannot be '
             'deployed with this package: expected mmseg_bisenetv2.BiSeNetV2 alone')
-    if model.decode_head.in_index != 0 or model.out_channels == 1:
+    if model.decode_head.in_index != 0 or not 1 < model.out_channels <= 256:
         raise TypeError(
             f'A decode head with in_index={model.decode_head.in_index} and '
             f'{model.out_channels} output channels cannot be deployed with this package: expected '
-            'the aggregation (0) and two channels at least')
+            'the aggregation (0) and 2 to 256 channels, since labels are uint8')
     if model.test_cfg.get('mode', 'whole') != 'whole' or model.data_preprocessor.test_cfg:
         raise TypeError(
             f'test_cfg={dict(model.test_cfg)} and data_preprocessor.test_cfg='

@@ -53,24 +53,30 @@ class Predictor:
         device (str | torch.device, optional): By default 'cuda' if there is a GPU, else 'cpu'.
         size (tuple, optional): (height, width) at which the network sees every picture. By
             default as the config's test pipeline resizes, so that labels are those of `mim test`.
-        threads (int, optional): Of the processor; all cores by default. With 'torch' this is
-            PyTorch's setting for the whole process.
+        threads (int, optional): Of the processor; all cores by default. This also sets PyTorch's
+            number for the whole process, since PyTorch computes the labels.
 
     Raises:
+        FileNotFoundError: If a file is not there.
         ValueError: If an option has a value that it, or this backend, does not know.
+        TypeError: If the config's network cannot be deployed, see :class:`FrameNetwork`.
         ImportError: If the runtime asked for is not installed.
     """
 
     def __init__(self, config, checkpoint=None, backend='auto', precision='auto', device=None,
                  size=None, threads=None):
-        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        try:
+            self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        except RuntimeError as error:
+            raise ValueError(f"device={device!r}: expected 'cpu' or 'cuda'") from error
         if self.device.type not in ('cpu', 'cuda'):
             raise ValueError(f"device={device!r}: expected 'cpu' or 'cuda'")
         if self.device.type == 'cuda' and not torch.cuda.is_available():
             raise ValueError(f'device={device!r}: PyTorch finds no GPU')
-        if size is not None and (np.ndim(size) != 1 or len(size) != 2):
-            raise ValueError(f'size={size!r}: expected (height, width)')
-        self.size = size and tuple(size)
+        self.size = None if size is None else _whole_numbers('size', size, 2, '(height, width)')
+        if threads is not None:
+            _whole_numbers('threads', [threads], 1, 'a number')
+            torch.set_num_threads(threads)
         self._last = threading.local()
         suffix = Path(config).suffix
         if suffix not in ('.py', '.json', '.yaml', '.yml', *EXPORTED):
@@ -127,6 +133,8 @@ class Predictor:
             possible = ('fp32', )  # fixed at export
         elif self.device.type == 'cpu':
             possible = [name for name in possible if name != 'fp16']  # no processor multiplies it
+        if precision == 'auto' and self.description.precision != 'fp32':
+            return self.description.precision  # what the file was made for
         if precision == 'auto':
             wish = 'fp16' if self.device.type == 'cuda' else 'bf16' if bf16_is_faster() else 'fp32'
             return wish if wish in possible else 'fp32'
@@ -142,8 +150,6 @@ class Predictor:
         if self.backend == 'onnxruntime':
             model = model if fixed else export.onnx_model(model, self.description)
             return ONNXRuntimeRuntime(model, self.device, threads)
-        if threads:
-            torch.set_num_threads(threads)
         if not fixed:
             model.set_precision(PRECISIONS['torch'][self.precision])
         return TorchRuntime(model, self.device)
@@ -176,22 +182,29 @@ class Predictor:
 
     def _predict(self, images):
         height, width = images[0].shape[:2]
-        size = self.size or self.description.network_size(height, width)
+        size = self._network_size(height, width)
         frames = [image if image.shape[:2] == size else
                   cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
                   for image in images]
-        frames = np.ascontiguousarray(frames[0][None]) if len(frames) == 1 else np.stack(frames)
+        if len(frames) == 1:
+            frame = np.require(frames[0], requirements='CW')  # as PyTorch wants it
+            frames = frame.reshape(1, *frame.shape)
+        else:
+            frames = np.stack(frames)
         rows = Side(size[0], 0, size[0], False, height)
         columns = Side(size[1], 0, size[1], False, width)
         for part in np.split(frames, len(frames)) if self._one_at_a_time else [frames]:
             start = time.perf_counter()
             logits = self.runtime(part)
             if logits.is_cuda:
-                torch.cuda.synchronize(logits.device)
+                torch.cuda.current_stream(logits.device).synchronize()
             self._last.seconds += time.perf_counter() - start
             for low in logits:
                 labels = upsample_argmax(low, rows, columns, self.description.align_corners)
                 yield labels.cpu().numpy()
+
+    def _network_size(self, height, width):
+        return self.size or self.description.network_size(height, width)
 
     @property
     def network_seconds(self):
@@ -201,29 +214,30 @@ class Predictor:
     def warm_up(self, height=None, width=None, batch=1):
         """Compiles for pictures of this size, so that the first is as fast as the others.
 
-        On a GPU this takes up to a minute and makes all later ones faster: PyTorch compiles the
-        network, for any size, and its CUDA graph is recorded.
+        On a GPU PyTorch compiles the network, which may take a minute, and its CUDA graph is
+        recorded.
 
         Args:
             height (int, optional): Of the pictures. By default that of the network's input, where
-                ``size`` or the config gives it.
+                ``size``, the config or the file gives it.
             width (int, optional): Likewise.
             batch (int): How many at a time.
 
         Raises:
-            ValueError: If nothing gives the size.
+            ValueError: If the size is not given and nothing else gives it.
         """
-        if height is None or width is None:
-            scale = self.description.scale
-            known = self.size or self.description.size or (scale and scale[::-1])
-            if not known:
-                raise ValueError('The network takes pictures of any size: warm_up(height, width)')
-            height, width = known
-        frames = np.zeros((batch, height, width, 3), np.uint8)
+        if (height is None) != (width is None):
+            raise ValueError('Expected both of height and width, or neither')
+        scale = self.description.scale
+        known = self.size or self.description.size or (scale and scale[::-1])
+        if height is None and not known:
+            raise ValueError('The network takes pictures of any size: warm_up(height, width)')
+        height, width = known if height is None else (height, width)
         if self.backend == 'torch' and self.device.type == 'cuda':
-            self.runtime.compile(frames)
+            self.runtime.compile(np.zeros((1 if self._one_at_a_time else batch,
+                                           *self._network_size(height, width), 3), np.uint8))
         for _ in range(2):  # the graph of a size is recorded when it comes again
-            self(frames)
+            self(np.zeros((batch, height, width, 3), np.uint8))
 
     def overlay(self, image, labels, opacity=0.5):
         """The picture with its labels in the colours of the palette.
@@ -247,6 +261,14 @@ class Predictor:
         if other.any():
             blended[other] = image[other]
         return blended
+
+
+def _whole_numbers(name, values, number, expected):
+    found = tuple(values) if np.ndim(values) == 1 else ()
+    if len(found) != number or not all(
+            isinstance(value, (int, np.integer)) and value > 0 for value in found):
+        raise ValueError(f'{name}={values!r}: expected {expected}, whole numbers from 1')
+    return tuple(map(int, found))
 
 
 def _same_size(images):

@@ -36,7 +36,7 @@ def cpu_has_bf16():
 
 @functools.lru_cache(maxsize=1)
 def bf16_is_faster():
-    """Whether it does so faster than FP32: found out by a convolution in both, in 40 ms.
+    """Whether it does so faster than FP32: a convolution in both tells, in a tenth of a second.
 
     That it has the instructions does not tell. Those of AVX-512 take half of FP32's time on Zen 4,
     but twice of it on Sapphire Rapids without AMX, as virtual machines may show it.
@@ -45,6 +45,8 @@ def bf16_is_faster():
         return False
     image, kernel = torch.ones(1, 128, 32, 64), torch.ones(128, 128, 3, 3)
     seconds = {torch.float32: [], torch.bfloat16: []}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other on a busy machine
     for _ in range(5):
         for dtype, times in seconds.items():
             x, weight = (tensor.to(dtype, memory_format=torch.channels_last)
@@ -52,6 +54,7 @@ def bf16_is_faster():
             start = time.perf_counter()
             F.conv2d(x, weight, padding=1)
             times.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
     fp32, bf16 = map(min, seconds.values())
     return 1.25 * bf16 < fp32  # less would not be worth the labels that it changes
 
@@ -68,30 +71,39 @@ class TorchRuntime:
     """
 
     MAX_GRAPHS = 4
+    lock = threading.Lock()  # for all of them: while one records a graph no other may begin to
 
     def __init__(self, network, device):
         if isinstance(network, torch.export.ExportedProgram):
-            program = move_to_device_pass(network, str(device)).module()
-            self.network = lambda frames: program(frames)[1]  # the labels come before the logits
+            self.network = program_logits(move_to_device_pass(network, str(device)))
         else:
             self.network = network.to(device)
         self.device = device
         self.graphs = {}
-        self.lock = threading.Lock()
+        self.compiled = False
 
     def compile(self, frames):
-        """Has PyTorch compile the network, for frames of any size; warns where it cannot."""
-        network = torch.compile(self.network, dynamic=True)
-        try:
-            with torch.inference_mode():
-                network(torch.from_numpy(frames).to(self.device))
-        except Exception as error:  # no Triton, no compiler: each says so in its own way
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            print_log(f'PyTorch could not compile the network, which runs as it is: {reason[0]}',
-                      logger='current', level=logging.WARNING)
-            return
+        """Has PyTorch compile the network once; warns where it cannot.
+
+        Other sizes need no new compilation, but for a few: a batch after a single frame, sides of
+        less than 33.
+
+        Args:
+            frames (np.ndarray): (N, H, W, 3), such as will come.
+        """
         with self.lock:
-            self.network, self.graphs = network, {}
+            if self.compiled:
+                return
+            network = torch.compile(self.network, dynamic=True)
+            try:
+                with torch.inference_mode():
+                    network(torch.from_numpy(frames).to(self.device))
+            except Exception as error:  # no Triton, no compiler: each says so in its own way
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                print_log('PyTorch could not compile the network, which runs as it is: '
+                          f'{reason[0]}', logger='current', level=logging.WARNING)
+                return
+            self.network, self.graphs, self.compiled = network, {}, True
 
     def __call__(self, frames):
         """See the module."""
@@ -125,6 +137,32 @@ class TorchRuntime:
         with torch.cuda.graph(graph, capture_error_mode='thread_local'):
             logits = self.network(static)
         return graph, static, logits
+
+
+def program_logits(program):
+    """From frames to logits, out of a ``torch.export`` program that gives labels and logits.
+
+    Raises:
+        ValueError: When called, on frames of a size that the program was not exported for.
+    """
+    module = program.module()
+    output = module.graph.output_node()
+    _, logits = output.args[0]
+    output.args = ((logits, logits), )  # the labels at full size are computed no more
+    for node in reversed(module.graph.nodes):
+        if node.target == torch.ops.aten._assert_tensor_metadata.default and not node.users:
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+    def run(frames):
+        try:
+            return module(frames)[1]
+        except AssertionError as error:
+            raise ValueError(f'The file takes no frames of {tuple(frames.shape[1:3])}: {error}'
+                             ) from error
+
+    return run
 
 
 def openvino_config(precision, threads=None):

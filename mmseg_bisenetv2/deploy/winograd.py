@@ -133,7 +133,7 @@ def with_winograd(head, kind=WinogradHead):
 
     Args:
         head (FCNHead): In evaluation mode, with BatchNorm folded; it is not changed.
-        kind (type): :class:`WinogradHead` or :class:`OpenVINOWinogradHead`.
+        kind (type): :class:`WinogradHead` or one that inherits from it.
     """
     if type(head) not in (FCNHead, MMSegFCNHead) or head.num_convs != 1 or head.concat_input:
         return head

@@ -14,7 +14,7 @@ from small import image, write
 from mmseg_bisenetv2.deploy import Predictor, export, verify
 from mmseg_bisenetv2.deploy.description import Description
 from mmseg_bisenetv2.deploy.network import FrameNetwork
-from mmseg_bisenetv2.deploy.runtimes import only_logits
+from mmseg_bisenetv2.deploy.runtimes import only_logits, program_logits
 from mmseg_bisenetv2.deploy.verify import DisagreementError, export_and_verify
 
 from mmseg.apis import init_model
@@ -60,6 +60,28 @@ def test_file_agrees_and_describes_itself(model, description, files, tmp_path, s
         loaded.warm_up()
         with pytest.raises(ValueError, match=r'takes frames of \(40, 72\) only'):
             Predictor(path, device='cpu', size=(64, 96))
+
+
+def test_program_computes_no_labels_that_are_thrown_away(model, description):
+    network = FrameNetwork(model)
+    run = program_logits(export.torch_program(network, description))
+    frames = torch.from_numpy(PICTURES[0][None])
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        logits = run(frames)
+    assert torch.equal(logits, network(frames))
+    names = {event.key for event in profile.key_averages()}
+    assert any('conv2d' in name for name in names)
+    assert not any('amax' in name or 'aten::where' in name for name in names)
+    with pytest.raises(ValueError, match=r'takes no frames of \(32, 96\)'):
+        run(frames[:, :32])
+
+
+def test_bf16_file(model, description, tmp_path):
+    path = tmp_path / 'bf16.xml'
+    export_and_verify(model, dataclasses.replace(description, precision='bf16'), path, PICTURES,
+                      min_agreement=90)
+    assert Predictor(path, device='cpu').precision == 'bf16'
+    assert Predictor(path, device='cpu', precision='fp32').precision == 'fp32'
 
 
 def test_raw_file(model, description, tmp_path):
@@ -241,6 +263,18 @@ def test_tool(files, tmp_path):
     assert 'trtexec' in out and 'Traceback' not in out
     out = run('tools/export.py', files[0], tmp_path / '0.png', tmp_path / 'b.onnx', ok=False)
     assert '0.png' in out and 'Traceback' not in out
+
+
+def test_tool_names_what_cannot_be_exported(tmp_path):
+    config, checkpoint = write(tmp_path)
+    with open(config, 'a') as file:
+        file.write("model['test_cfg'] = dict(mode='slide', crop_size=(32, 32), stride=(16, 16))")
+    out = run('tools/export.py', config, checkpoint, tmp_path / 'a.onnx', ok=False)
+    assert 'expected whole images' in out and 'Traceback' not in out
+    with open(config, 'a') as file:
+        file.write("\ntest_pipeline = [dict(type='Resize', scale_factor=2.0)]")
+    out = run('tools/export.py', config, checkpoint, tmp_path / 'a.onnx', ok=False)
+    assert 'expected one Resize' in out and 'Traceback' not in out
 
 
 def test_readme_examples_need_nothing_of_this_package(model, description, tmp_path):
