@@ -24,13 +24,25 @@ def run(*command, **kwargs):
     return result.stdout
 
 
+def copy_sources(to):
+    shutil.copytree(
+        ROOT, to, symlinks=True, ignore=shutil.ignore_patterns(
+            '.git', '.venv', 'data', 'work_dirs', 'build', '*.egg-info', '__pycache__'))
+
+
+def make_environment(home):
+    """The interpreter of an environment that has this one's packages, but for editable ones."""
+    venv.create(home, with_pip=False, symlinks=True)
+    site = next((home / 'lib').glob('python*/site-packages'))
+    (site / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    return home / 'bin' / 'python'
+
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     """The wheel, built from a copy of the sources."""
     source = tmp_path_factory.mktemp('source') / 'repository'
-    shutil.copytree(
-        ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(
-            '.git', '.venv', 'data', 'work_dirs', 'build', '*.egg-info', '__pycache__'))
+    copy_sources(source)
     out = tmp_path_factory.mktemp('wheel')
     run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation',
         '-w', out, source)
@@ -40,12 +52,9 @@ def wheel(tmp_path_factory):
 @pytest.fixture(scope='module')
 def python(wheel, tmp_path_factory):
     """The interpreter of an environment that has the wheel, and this one's other packages."""
-    home = tmp_path_factory.mktemp('environment')
-    venv.create(home, with_pip=False, symlinks=True)
-    python = home / 'bin' / 'python'
-    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', wheel)
-    site = next((home / 'lib').glob('python*/site-packages'))
-    (site / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    python = make_environment(tmp_path_factory.mktemp('environment'))
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps',
+        '--ignore-installed', wheel)
     return python
 
 
@@ -95,3 +104,14 @@ def test_mim_train_runs_a_config_of_the_wheel(python, tmp_path):
         'val_dataloader.persistent_workers=False', cwd=tmp_path, env=clean())
     assert (tmp_path / 'work/iter_2.pth').exists()
     assert 'mIoU' in out
+
+
+def test_clone_does_not_hide_the_package_from_a_script_beside_it(tmp_path):
+    clone = tmp_path / 'mmseg_bisenetv2'
+    copy_sources(clone)
+    python = make_environment(tmp_path / 'environment')
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps',
+        '--ignore-installed', '--no-build-isolation', '-e', clone)
+    found = run(python, '-c', 'import mmseg_bisenetv2; print(mmseg_bisenetv2.__file__)',
+                cwd=tmp_path, env=clean())
+    assert found.strip() == str(clone / 'mmseg_bisenetv2/__init__.py')

@@ -136,6 +136,23 @@ def test_label_ids_of_other_classes(tool, tmp_path, monkeypatch):
     assert not (tmp_path / 'out').exists()
 
 
+def test_config_and_model_taken_for_each_other(tool, tmp_path):
+    picture = save(tmp_path / 'a.png')
+    for given, message in ((('--model', 'c.py'), 'a config goes with --config'),
+                           (('--config', 'm.onnx'), 'an exported file goes with --model')):
+        code, _, errors = tool(picture, *given, '--out', tmp_path / 'out')
+        assert code == 2 and message in errors
+
+
+def test_interrupted_before_it_began(tool, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mmseg_bisenetv2.deploy, 'Predictor', interrupt)
+    code, _, _ = tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out')
+    assert code == 130
+
+
 def test_network_that_cannot_be_deployed(tool, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise TypeError('a ResNet cannot be deployed')

@@ -19,6 +19,7 @@ import numpy as np
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
 from mmseg_bisenetv2.checkpoints import CheckpointError
 from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy.stream import PICTURES
 from mmseg_bisenetv2.deploy.verify import DisagreementError, export_and_verify
 
 from mmseg.apis import init_model
@@ -29,8 +30,10 @@ def pictures(patterns, number=None):
     """The files behind names, folders and patterns."""
     names = []
     for pattern in patterns:
-        pattern = os.path.join(pattern, '*') if os.path.isdir(pattern) else pattern
-        found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+        folder = os.path.isdir(pattern)
+        pattern = os.path.join(glob.escape(pattern), '*') if folder else pattern
+        found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)
+                       and (not folder or path.lower().endswith(PICTURES)))
         if not found:
             raise SystemExit(f'No picture {pattern}')
         names += found
@@ -39,22 +42,29 @@ def pictures(patterns, number=None):
     return names
 
 
+def positive(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text} is less than 1')
+    return int(text)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument('out', help='ends in .onnx, .xml (OpenVINO) or .pt2 (torch.export)')
-    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'),
-                        help='of the frames; default: any')
+    parser.add_argument('--size', type=positive, nargs=2, metavar=('H', 'W'),
+                        help='of the frames, which the network sees as they are; default: any')
     parser.add_argument('--precision', choices=('fp32', 'bf16', 'int8'), default='fp32',
                         help='of an .xml; default: %(default)s')
     parser.add_argument('--raw', action='store_true',
                         help='.onnx with normalised images in and logits out')
-    parser.add_argument('--images', nargs='+', metavar='PICTURE',
-                        help='to compare on: files, folders, patterns; default: noise')
-    parser.add_argument('--val', type=int, metavar='N',
-                        help='compare on N images of the config\'s validation set, with mIoU')
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument('--images', nargs='+', metavar='PICTURE',
+                          help='to compare on: files, folders, patterns; default: noise')
+    compared.add_argument('--val', type=positive, metavar='N',
+                          help='compare on N images of the config\'s validation set, with mIoU')
     parser.add_argument('--calibrate', nargs='+', default=[], metavar='PICTURE',
                         help='to quantise with; other pictures than those to compare on')
     parser.add_argument('--calibrate-number', type=int, default=64, metavar='N',
@@ -76,7 +86,7 @@ def main():
         model = init_model(args.config, args.checkpoint, device='cpu')
         description = dataclasses.replace(
             Description.of(model, args.checkpoint), precision=args.precision)
-    except (CheckpointError, ValueError) as error:
+    except (CheckpointError, OSError, ValueError) as error:
         sys.exit(str(error))
     what = 'pictures'
     if args.val:
@@ -95,6 +105,11 @@ def main():
     except (DisagreementError, ImportError, TypeError, ValueError) as error:
         sys.exit(str(error))
     print(f'{args.out}: {figures["size_mb"]:.1f} MB, {args.precision}')
+    usual = description.scale and description.network_size(*(size or description.scale[::-1]))
+    if usual and usual != size:
+        print(f'The config tests at {usual[0]}x{usual[1]}. ' + (
+            f'This file sees {size[0]}x{size[1]}, and has other labels' if size else
+            'Predictor resizes to it; give frames of that size to any other runtime'))
     print(f'agreement with PyTorch FP32 on {len(images)} {what}: {figures["agreement"]:.3f} %')
     if figures['logit_difference'] is not None:
         print(f'largest difference of a logit: {figures["logit_difference"]:.2g}')

@@ -40,6 +40,10 @@ def parse_args():
     parser.add_argument('--fps', type=float, help="default: the video's, 25 if it tells none")
     parser.add_argument('--show', action='store_true', help='in a window, too; q ends')
     args = parser.parse_args()
+    if args.model and args.model.endswith('.py'):
+        parser.error('--model takes an exported file; a config goes with --config and --checkpoint')
+    if args.config and args.config.endswith(('.onnx', '.pt2', '.xml')):
+        parser.error('--config takes a config; an exported file goes with --model')
     if args.config and not args.checkpoint:
         parser.error('--config needs --checkpoint FILE: without it the weights are random')
     return args
@@ -96,4 +100,7 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # before there is anything to complete
+        sys.exit(130)

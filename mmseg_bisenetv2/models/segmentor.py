@@ -1,4 +1,6 @@
 """MMSegmentation's EncoderDecoder: resizes once, keeps labels, loads any checkpoint or says why."""
+import numpy as np
+import torch
 import torch.nn.functional as F
 from mmengine.structures import PixelData
 from torch import nn
@@ -142,7 +144,11 @@ class SegLogits(PixelData):
             return F.interpolate(
                 logits[None], size, mode='bilinear', align_corners=self.align_corners)[0]
 
-        logits = resize(self.low, (rows.size, columns.size))
+        logits = resize(torch.as_tensor(self.low), (rows.size, columns.size))
         logits = logits[:, rows.start:rows.stop, columns.start:columns.stop]
         logits = logits.flip([1] * rows.flip + [2] * columns.flip)
-        return resize(logits, (rows.out, columns.out))
+        logits = resize(logits, (rows.out, columns.out))
+        return logits.numpy() if isinstance(self.low, np.ndarray) else logits  # after .numpy()
+
+    def __getitem__(self, item):
+        return PixelData(data=self.data)[item]

@@ -252,7 +252,8 @@ def test_tool(files, tmp_path):
     import cv2
     for i in range(2):
         cv2.imwrite(str(tmp_path / f'{i}.png'), PICTURES[i])
-    out = run('tools/export.py', *files, tmp_path / 'net.xml', '--images', tmp_path / '*.png')
+    (tmp_path / 'drive.mp4').write_bytes(b'no picture')
+    out = run('tools/export.py', *files, tmp_path / 'net.xml', '--images', tmp_path)
     assert 'on 2 pictures: ' in out and (tmp_path / 'net.bin').exists()
     out = run('tools/export.py', *files, tmp_path / 'q.xml', '--images', tmp_path / '*.png',
               '--precision', 'int8', '--calibrate', tmp_path / '*.png',
@@ -263,6 +264,18 @@ def test_tool(files, tmp_path):
     assert 'trtexec' in out and 'Traceback' not in out
     out = run('tools/export.py', files[0], tmp_path / '0.png', tmp_path / 'b.onnx', ok=False)
     assert '0.png' in out and 'Traceback' not in out
+
+
+def test_tool_says_at_which_size_the_config_tests(tmp_path):
+    files = write(tmp_path, [dict(type='Resize', scale=(96, 64), keep_ratio=True)])
+    out = run('tools/export.py', *files, tmp_path / 'any.onnx')
+    assert 'The config tests at 64x96. Predictor resizes to it' in out
+    out = run('tools/export.py', *files, tmp_path / 'one.onnx', '--size', 40, 60)
+    assert 'The config tests at 64x96. This file sees 40x60' in out
+    out = run('tools/export.py', *files, tmp_path / 'none.onnx', '--size', 0, 60, ok=False)
+    assert '0 is less than 1' in out
+    out = run('tools/export.py', files[0], tmp_path / 'no.pth', tmp_path / 'a.onnx', ok=False)
+    assert 'no.pth' in out and 'Traceback' not in out
 
 
 def test_tool_names_what_cannot_be_exported(tmp_path):

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -109,6 +110,8 @@ def test_logits_survive_a_move():
     sample = predict(build(), number=1)[0]
     assert torch.equal(sample.cpu().to(torch.device('cpu')).seg_logits.data,
                        sample.seg_logits.data)
+    assert np.array_equal(sample.numpy().seg_logits.data, sample.seg_logits.data.numpy())
+    assert torch.equal(sample.seg_logits[:16, 8:24].data, sample.seg_logits.data[:, :16, 8:24])
 
 
 def test_time_augmentation():

@@ -125,16 +125,16 @@ def test_step_equals_mmseg_in_float64(monkeypatch, least):
             output.is_contiguous(memory_format=torch.channels_last)))
     for model in models:
         model.double()
-    for _ in range(2):
+    for bound in (1e-10, 1e-8):  # the second step enlarges what rounding did in the first
         expected, losses = (model.train_step(batch(), wrapper)
                             for model, wrapper in zip(models, wrappers, strict=True))
         assert losses.keys() == expected.keys()
         for key in losses:  # accuracies are float32
             assert losses[key].item() == pytest.approx(
                 expected[key].item(), rel=1e-6 if 'acc' in key else 1e-9), key
-    theirs, ours = (model.state_dict() for model in models)
-    for key, value in theirs.items():
-        torch.testing.assert_close(ours[key], value, rtol=1e-7, atol=1e-9)
+        theirs, ours = (model.state_dict() for model in models)
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, rtol=bound, atol=bound)
     assert list(losses) == list(expected)  # in the order of the log
     assert layouts == [True, True]
     assert all(value.is_contiguous() for value in ours.values())  # checkpoints stay as they are
