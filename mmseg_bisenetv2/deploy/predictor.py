@@ -73,9 +73,9 @@ class Predictor:
             raise ValueError(f"device={device!r}: expected 'cpu' or 'cuda'")
         if self.device.type == 'cuda' and not torch.cuda.is_available():
             raise ValueError(f'device={device!r}: PyTorch finds no GPU')
-        self.size = None if size is None else _whole_numbers('size', size, 2, '(height, width)')
+        self.size = None if size is None else _whole_numbers('size', size, 2)
         if threads is not None:
-            _whole_numbers('threads', [threads], 1, 'a number')
+            threads, = _whole_numbers('threads', threads, 1)
             torch.set_num_threads(threads)
         self._last = threading.local()
         suffix = Path(config).suffix
@@ -263,11 +263,12 @@ class Predictor:
         return blended
 
 
-def _whole_numbers(name, values, number, expected):
-    found = tuple(values) if np.ndim(values) == 1 else ()
+def _whole_numbers(name, value, number):
+    found = (value, ) if np.ndim(value) == 0 else tuple(value)
     if len(found) != number or not all(
-            isinstance(value, (int, np.integer)) and value > 0 for value in found):
-        raise ValueError(f'{name}={values!r}: expected {expected}, whole numbers from 1')
+            isinstance(item, (int, np.integer)) and item > 0 for item in found):
+        expected = {1: 'a whole number', 2: '(height, width), whole numbers'}[number]
+        raise ValueError(f'{name}={value!r}: expected {expected} from 1')
     return tuple(map(int, found))
 
 

@@ -294,7 +294,7 @@ def test_network_that_cannot_be_compiled(monkeypatch):
     (dict(size=512), r'size=512: expected \(height, width\)'),
     (dict(size=(0, 5)), r'size=\(0, 5\): expected'),
     (dict(size=(64., 96.)), r'size=\(64.0, 96.0\): expected .* whole numbers'),
-    (dict(threads=-1), r'threads=\[-1\]: expected'),
+    (dict(threads=-1), 'threads=-1: expected a whole number from 1'),
     (dict(device='gpu'), "device='gpu': expected 'cpu' or 'cuda'"),
 ])
 def test_wrong_options(files, options, message):
