@@ -5,7 +5,7 @@ import torch
 from mmengine.logging import print_log
 
 from mmseg_bisenetv2.registry import METRICS
-from mmseg_bisenetv2.report import draw_confusion
+from mmseg_bisenetv2.visualization import draw_confusion
 
 from mmseg.evaluation import IoUMetric as MMSegIoUMetric
 
@@ -69,3 +69,14 @@ class IoUMetric(MMSegIoUMetric):
                            self.confusion_picture)
             print_log(f'confusion matrix: {self.confusion_picture}', logger='current')
         return super().compute_metrics([(correct, true + predicted - correct, predicted, true)])
+
+
+def mean_iou(confusion):
+    """Mean intersection over union, in per cent, of the classes that occur.
+
+    Args:
+        confusion (Tensor): As :meth:`IoUMetric.intersect_and_union` counts it.
+    """
+    correct = confusion.diag()[:-1].double()
+    union = (confusion.sum(0) + confusion.sum(1))[:-1] - correct
+    return 100 * float((correct / union)[union > 0].mean())

@@ -5,7 +5,7 @@ import torch
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.metrics import IoUMetric
-from mmseg_bisenetv2.report import draw_confusion
+from mmseg_bisenetv2.visualization import draw_confusion
 
 from mmseg.evaluation import IoUMetric as MMSegIoUMetric
 

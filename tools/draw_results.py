@@ -5,7 +5,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
-from mmseg_bisenetv2.report import draw_curve, draw_samples, read_scores
+from mmseg_bisenetv2.visualization import draw_curve, draw_samples, read_scores
 
 from mmseg.apis import init_model
 from mmseg.registry import DATASETS

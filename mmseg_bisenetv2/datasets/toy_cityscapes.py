@@ -14,13 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# The evaluated classes in the order of their train ids, with their official label ids (those of
-# cityscapesscripts/helpers/labels.py).
-LABEL_IDS = {
-    'road': 7, 'sidewalk': 8, 'building': 11, 'wall': 12, 'fence': 13, 'pole': 17,
-    'traffic light': 19, 'traffic sign': 20, 'vegetation': 21, 'terrain': 22, 'sky': 23,
-    'person': 24, 'rider': 25, 'car': 26, 'truck': 27, 'bus': 28, 'train': 31,
-    'motorcycle': 32, 'bicycle': 33}
+from mmseg_bisenetv2.datasets.label_ids import LABEL_IDS
+
 CITIES = {'train': 'toyville', 'val': 'toyburg'}
 MARKER = 'toy_cityscapes.json'
 

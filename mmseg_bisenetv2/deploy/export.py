@@ -1,271 +1,167 @@
-"""Files for other runtimes, each run at once in its runtime and compared with PyTorch."""
-import contextlib
-import io
-import json
-import logging
-import warnings
-import zipfile
+"""Whether an exported file does what PyTorch does: it is run at once, on real-sized pictures."""
+import dataclasses
+import os
+import tempfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
-from mmseg_bisenetv2.deploy.description import FILE, KEY, Description
-from mmseg_bisenetv2.deploy.network import LabelNetwork
-from mmseg_bisenetv2.deploy.runtimes import need
+from mmseg_bisenetv2.deploy import converters
+from mmseg_bisenetv2.deploy.image import read_image
+from mmseg_bisenetv2.deploy.network import FrameNetwork, ImageNetwork
+from mmseg_bisenetv2.deploy.runtimes import import_optional, openvino_config
+from mmseg_bisenetv2.metrics import IoUMetric, mean_iou
+from mmseg_bisenetv2.models.upsample_argmax import upsample_argmax
 
-OPSET = 18
-TRACED_SIZE = (96, 160)  # of a dynamic graph: any will do
-# 7 % of the multiplications stay as they are. The first convolution would pass on what quantising
-# the image loses; in the semantic branch every addition and multiplication would quantise once
-# more. Quantised too, the first costs 0.4 to 0.8 % of the labels, a stage of the branch 0.4 to 6 %,
-# and each gives 5 % of the time at best. The aggregation's AvgPool must not be in INT8 at all:
-# OpenVINO (2026.4) then pads it with the integer 0, which is not the number 0 in an asymmetric
-# range; wrong borders, and 6 % of the labels lost at 480x360.
-NOT_QUANTISED = [r'.*backbone\.detail\.detail_branch\.0\.0\..*',
-                 r'.*backbone\.semantic\..*',
-                 r'.*backbone\.bga(?!\.(conv|detail_down\.0)\.).*']
-# The share of a picture's activations that its range leaves out, at either end. Ranges up to the
-# extremes keep 97.8 % of FP32's labels on pictures of CamVid, for a network trained on RUGD, these
-# 98.3 (99.2 and 99.3 on a picture of RUGD); ten times as much 97.9 and 98.6.
-OUTLIERS = 5e-5
+# Least share of pixels, in per cent, whose label is that of PyTorch in FP32
+MIN_AGREEMENT = dict(fp32=99.9, bf16=99.0, int8=98.0)
 
 
-def example(size):
-    """Frames (1, H, W, 3) to trace with."""
-    return torch.zeros(1, *(size or TRACED_SIZE), 3, dtype=torch.uint8)
+class DisagreementError(RuntimeError):
+    """An exported file does not do what PyTorch does; it was not written."""
 
 
-def onnx_model(network, description, size=None):
-    """An ONNX model: 'frames' (N, H, W, 3) uint8 BGR -> 'labels' (N, H, W) uint8.
+def export_and_verify(model, metadata, path, pictures, size=None, raw=False, calibration=(),
+                      min_agreement=None, truths=None, max_miou_drop=0.5):
+    """Exports, runs the file in its runtime, and keeps it if it agrees.
 
     Args:
-        network (FrameNetwork): In float32.
-        description (Description): Goes into its metadata.
-        size (tuple, optional): (height, width) of the frames; any by default, N too.
-
-    Returns:
-        onnx.ModelProto: With a tensor 'logits' (N, C, H/8, W/8) inside.
-    """
-    return _to_onnx(
-        LabelNetwork(network, description.align_corners), example(size), description,
-        inputs=dict(frames={0: 'n', 1: 'height', 2: 'width'}), outputs=['labels', 'logits'],
-        dynamic=size is None)
-
-
-def raw_onnx_model(network, description, size=None):
-    """An ONNX model: 'images' (N, 3, H, W) normalised float32 -> 'logits' (N, C, H/8, W/8).
-
-    Args:
-        network (ImageNetwork): In float32.
-        description (Description): Goes into its metadata.
-        size (tuple, optional): (height, width) of the images; any by default, N too.
-    """
-    return _to_onnx(
-        network, torch.zeros(1, 3, *(size or TRACED_SIZE)), description,
-        inputs=dict(images={0: 'n', 2: 'height', 3: 'width'}), outputs=['logits'],
-        dynamic=size is None)
-
-
-def _to_onnx(network, sample, description, inputs, outputs, dynamic):
-    onnx = need('onnx')
-    need('onnxscript')
-    with _quiet():
-        program = torch.onnx.export(
-            network.eval(), (sample, ), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(inputs), output_names=outputs,
-            dynamic_shapes=tuple(inputs.values()) if dynamic else None)
-    model = program.model_proto
-    for output in list(model.graph.output)[1:]:  # stays inside, by its name
-        model.graph.output.remove(output)
-    for node in model.graph.node:  # where each came from in Python: half of the text of the file
-        del node.metadata_props[:]
-        node.doc_string = ''
-    entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, description.to_json()
-    onnx.checker.check_model(model)
-    return model
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the exporter's notes on operators that nothing here uses."""
-    logger = logging.getLogger('torch.onnx')
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def openvino_model(network, description, size=None):
-    """An OpenVINO model: 'frames' (N, H, W, 3) uint8 BGR -> 'labels' (N, H, W) uint8.
-
-    Args:
-        network (FrameNetwork): In float32.
-        description (Description): Goes into its rt_info.
-        size (tuple, optional): (height, width) of the frames; any by default, N too.
-
-    Returns:
-        openvino.Model: With a tensor 'logits' (N, C, H/8, W/8) inside.
-    """
-    return with_labels(openvino_logits(network, size), description)
-
-
-def openvino_logits(network, size=None):
-    """The part of :func:`openvino_model` up to the logits, which alone is quantised."""
-    openvino = need('openvino')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of the tracer: constants that are constant indeed
-        model = openvino.convert_model(network.eval(), example_input=example(size))
-    model.reshape([1, *size, 3] if size else [-1, -1, -1, 3])
-    model.input(0).set_names({'frames'})
-    model.output(0).set_names({'logits'})
-    return model
-
-
-def with_labels(model, description):
-    """Appends resizing and argmax to an OpenVINO model that gives logits; see LabelNetwork."""
-    openvino = need('openvino')
-    ops = need('openvino.opset13')
-    frames, logits = model.input(0), model.output(0).get_node().input_value(0)
-    size = ops.gather(ops.shape_of(frames), np.array([1, 2]), np.array(0))
-    full = ops.interpolate(
-        logits, size, 'linear_onnx', 'sizes', axes=np.array([2, 3]),
-        coordinate_transformation_mode=(
-            'align_corners' if description.align_corners else 'half_pixel'))
-    highest = ops.reduce_max(full, np.array([1]), keep_dims=True)
-    number = len(description.classes)
-    classes = np.arange(number, dtype=np.float32).reshape(1, -1, 1, 1)
-    chosen = ops.select(ops.greater_equal(full, highest), classes, np.float32(number))
-    labels = ops.convert(ops.reduce_min(chosen, np.array([1])), 'u8')
-    logits.get_tensor().set_names({'logits'})
-    result = openvino.Model([labels.output(0)], model.get_parameters(), 'bisenetv2')
-    result.output(0).set_names({'labels'})
-    result.set_rt_info(description.to_json(), KEY)
-    return result
-
-
-def quantise(network, description, frames, size=None):
-    """An OpenVINO model in INT8, calibrated on frames; see :func:`openvino_model`.
-
-    Detail branch, decode head and the aggregation's two large convolutions are in INT8, 93 % of the
-    multiplications.
-
-    Args:
-        network (FrameNetwork): In float32.
-        description (Description): Goes into its rt_info.
-        frames (Sequence[np.ndarray]): Calibration frames (H, W, 3), uint8, BGR, at the size that
-            the network will see; a few dozen are enough.
-        size (tuple, optional): As for :func:`openvino_model`.
-    """
-    # Bias correction costs up to 1 % of the labels. The overflow fix takes one bit from the weights
-    # of the first quantised layer, meant for one that reads the image, which is not so here.
-    nncf = need('nncf')
-    nncf.set_log_level(logging.ERROR)  # else a line for each layer that is left out
-    advanced = need('nncf.quantization.advanced_parameters')
-    ranges = need('nncf.quantization.range_estimator')
-    bound = ranges.StatisticsCollectorParameters(
-        statistics_type=ranges.StatisticsType.QUANTILE,
-        aggregator_type=ranges.AggregatorType.MEAN, quantile_outlier_prob=OUTLIERS)
-    model = nncf.quantize(
-        openvino_logits(network, size),
-        nncf.Dataset(frames, lambda frame: np.ascontiguousarray(frame)[None]),
-        preset=nncf.QuantizationPreset.MIXED, subset_size=len(frames),
-        ignored_scope=nncf.IgnoredScope(patterns=NOT_QUANTISED),
-        advanced_parameters=advanced.AdvancedQuantizationParameters(
-            disable_bias_correction=True, overflow_fix=advanced.OverflowFix.DISABLE,
-            activations_range_estimator_params=ranges.RangeEstimatorParameters(bound, bound)))
-    return with_labels(model, description)
-
-
-def torch_program(network, description, size=None):
-    """A ``torch.export`` program: frames (N, H, W, 3) uint8 -> labels and logits.
-
-    Args:
-        network (FrameNetwork): In float32.
-        description (Description): How logits are resized.
-        size (tuple, optional): (height, width) of the frames; any from 33x33 by default (smaller
-            ones are of another graph: a size of one broadcasts). N is 1 for the same reason.
-    """
-    sample = example(size)
-    dynamic = None
-    if size is None:
-        auto = torch.export.Dim.AUTO
-        dynamic = ({1: auto, 2: auto}, )
-    return torch.export.export(
-        LabelNetwork(network, description.align_corners).eval(), (sample, ),
-        dynamic_shapes=dynamic)
-
-
-def save(model, path, description):
-    """Writes any of these models.
-
-    Args:
-        model: An ONNX, OpenVINO or torch.export model.
+        model (EncoderDecoder): What ``mmseg.apis.init_model`` returned.
+        metadata (ExportMetadata): Of it; its ``precision`` is that of the file.
         path (str | Path): Ends in .onnx, .xml or .pt2.
-        description (Description): For the archive of ``torch.export``.
+        pictures (Sequence): Paths, or arrays (H, W, 3), uint8, BGR, to compare on.
+        size (tuple, optional): (height, width) of the frames; any by default.
+        raw (bool): Normalised images in and logits out; for .onnx only.
+        calibration (Sequence): Pictures to quantise with, where ``precision`` is 'int8'.
+        min_agreement (float, optional): In per cent; by default MIN_AGREEMENT.
+        truths (Sequence[np.ndarray], optional): The true labels of the pictures, for the mIoU.
+        max_miou_drop (float): How many points of mIoU the file may lose, with ``truths``.
 
     Returns:
-        list[Path]: The files.
+        dict: The figures: agreement and largest difference of the logits, mIoU if asked for.
+
+    Raises:
+        DisagreementError: If a figure is out of its bounds. Nothing is written then.
+        ValueError: If the options do not go together.
+    """
+    path, precision = Path(path), metadata.precision
+    if path.suffix not in ('.onnx', '.xml', '.pt2'):
+        raise ValueError(f'{path}: expected a name that ends in .onnx, .xml or .pt2')
+    if raw and path.suffix != '.onnx':
+        raise ValueError(f'{path}: raw export is for .onnx')
+    if precision != 'fp32' and path.suffix != '.xml':
+        raise ValueError(f'{path}: {precision} is for OpenVINO, .xml')
+    if precision == 'int8' and not calibration:
+        raise ValueError("INT8 needs pictures to calibrate on: --calibrate 'train/*.png'")
+    metadata = dataclasses.replace(metadata, size=size)
+    network = FrameNetwork(model)
+
+    def frame(picture):
+        image = read_image(picture)
+        wanted = metadata.network_size(*image.shape[:2])
+        return cv2.resize(image, wanted[::-1]) if image.shape[:2] != wanted else image
+
+    if path.suffix == '.onnx':
+        built = (converters.raw_onnx_model(ImageNetwork(model), metadata, size) if raw else
+                 converters.onnx_model(network, metadata, size))
+    elif path.suffix == '.pt2':
+        built = converters.torch_program(network, metadata, size)
+    elif precision == 'int8':
+        built = converters.quantise(network, metadata, list(map(frame, calibration)), size)
+    else:
+        built = converters.openvino_model(network, metadata, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # What was there before stays until this one is known to be right
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        files = converters.save(built, Path(folder, path.name), metadata)
+        figures = _compare(files[-1], model, network, metadata, list(map(frame, pictures)),
+                           raw, truths)
+        least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
+        if not figures['agreement'] >= least:
+            raise DisagreementError(
+                f'{path} would agree with PyTorch on {figures["agreement"]:.3f} % of the pixels, '
+                f'expected {least} %. It was not written')
+        if truths and not figures['miou'] >= figures['pytorch_miou'] - max_miou_drop:
+            raise DisagreementError(
+                f'{path} would have {figures["miou"]:.2f} % mIoU, PyTorch '
+                f'{figures["pytorch_miou"]:.2f} %, expected {max_miou_drop} less at most. It was '
+                'not written')
+        figures['size_mb'] = sum(file.stat().st_size for file in files) / 1e6
+        for file in files:
+            os.replace(file, path.with_name(file.name))
+    return figures
+
+
+def _compare(path, model, network, metadata, frames, raw, truths):
+    run = start_raw(path, model) if raw else start(path, metadata.precision)
+    same = total = 0
+    largest = 0.0
+    counts = {}
+    for i, frame in enumerate(frames):
+        with torch.inference_mode():
+            logits = network(torch.from_numpy(frame[None]))[0].float()
+        expected = upsample_argmax(logits, *frame.shape[:2], metadata.align_corners).numpy()
+        labels, other = run(frame)
+        if labels is None:
+            labels = upsample_argmax(torch.from_numpy(other), *frame.shape[:2],
+                                     metadata.align_corners).numpy()
+        if labels.shape != expected.shape or labels.dtype != np.uint8:
+            raise DisagreementError(f'{path} gives labels {labels.shape} of {labels.dtype}, '
+                                    f'expected {expected.shape} of uint8. It was not written')
+        same += (labels == expected).sum()
+        total += labels.size
+        if other is not None:
+            largest = max(largest, float(np.abs(other - logits.numpy()).max()))
+        for name, result in (('pytorch_miou', expected), ('miou', labels)) if truths else ():
+            truth = truths[i]
+            result = cv2.resize(result, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
+            counts[name] = counts.get(name, 0) + IoUMetric.intersect_and_union(
+                torch.from_numpy(result), torch.from_numpy(truth), len(metadata.classes),
+                255).to_dense()
+    return dict(agreement=100 * same / total, logit_difference=largest or None,
+                **{name: mean_iou(confusion) for name, confusion in counts.items()})
+
+
+def start(path, precision='fp32'):
+    """An exported file in its runtime, as somebody without this package would run it.
+
+    Args:
+        path (str | Path): Ends in .onnx, .xml or .pt2.
+        precision (str): For OpenVINO.
+
+    Returns:
+        Callable: From a frame (H, W, 3) to its labels (H, W), and to the logits (C, h, w) where
+        the file gives them.
     """
     path = Path(path)
     if path.suffix == '.onnx':
-        need('onnx').save(model, path)
-    elif path.suffix == '.xml':
-        need('openvino').save_model(model, path, compress_to_fp16=False)
-        return [path.with_suffix('.bin'), path]
-    else:
-        torch.export.save(model, path, extra_files={FILE: description.to_json()})
-    return [path]
+        session = import_optional('onnxruntime').InferenceSession(
+            path, providers=['CPUExecutionProvider'])
+        return lambda frame: (session.run(['labels'], {'frames': frame[None]})[0][0], None)
+    if path.suffix == '.xml':
+        compiled = import_optional('openvino').Core().compile_model(
+            path, 'CPU', openvino_config(precision))
+        return lambda frame: (compiled(frame[None])['labels'][0].copy(), None)
+    program = torch.export.load(path).module()
+
+    def run(frame):
+        with torch.no_grad():
+            labels, logits = program(torch.from_numpy(frame[None]))
+        return labels[0].numpy(), logits[0].numpy()
+
+    return run
 
 
-def read(path):
-    """Reads a file that :func:`save` wrote.
+def start_raw(path, model):
+    """Likewise for a file that takes normalised images: these come from the model's own code."""
+    session = import_optional('onnxruntime').InferenceSession(
+        path, providers=['CPUExecutionProvider'])
 
-    Args:
-        path (str | Path): Ends in .onnx, .xml or .pt2.
+    def run(frame):
+        image = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
+        images = model.data_preprocessor(dict(inputs=[image]), False)['inputs']
+        return None, session.run(['logits'], {'images': images.numpy()})[0][0]
 
-    Returns:
-        tuple: Its :class:`Description`, and the ONNX, OpenVINO or torch.export model.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it cannot be read, or is of another origin.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'No file {path}')
-    try:
-        if path.suffix == '.onnx':
-            model = need('onnx').load(path)
-            text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
-        elif path.suffix == '.xml':
-            model = need('openvino').Core().read_model(path)
-            text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-        else:
-            _refuse_pickles(path)
-            extra = {FILE: ''}
-            model = torch.export.load(path, extra_files=extra)
-            text = extra[FILE]
-    except ImportError:
-        raise
-    except Exception as error:  # each library has its own
-        reason = ' '.join(str(error).split())[:300]
-        raise ValueError(f'{path} cannot be read: {reason}') from error
-    return Description.from_json(text, path), model
-
-
-def _refuse_pickles(path):
-    """Raises where ``torch.export.load`` would unpickle anything but tensors."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith('.pt'):  # example inputs
-                torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-            elif name.endswith('_config.json'):  # of weights and constants
-                entries = json.loads(archive.read(name))['config'].values()
-                if any(entry['use_pickle'] for entry in entries):
-                    raise ValueError(f'{name} holds pickled objects')
+    return run

@@ -1,7 +1,6 @@
 """From a picture to its label map, on the fastest runtime that is installed."""
 import importlib.util
 import logging
-import os
 import threading
 import time
 from pathlib import Path
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 
-from mmseg_bisenetv2.deploy import export
-from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy import converters
+from mmseg_bisenetv2.deploy.image import read_image
+from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 from mmseg_bisenetv2.deploy.network import FrameNetwork
 from mmseg_bisenetv2.deploy.runtimes import (
     ONNXRuntimeRuntime,
@@ -25,7 +25,7 @@ from mmseg_bisenetv2.deploy.winograd import (
     OpenVINOWinogradHeadBF16,
     WinogradHead,
 )
-from mmseg_bisenetv2.models.upsample_argmax import Side, upsample_argmax
+from mmseg_bisenetv2.models.upsample_argmax import AxisTransform, upsample_argmax
 
 from mmseg.apis import init_model
 
@@ -44,7 +44,7 @@ class Predictor:
     Args:
         config (str | Path): A config; or a file that tools/export.py wrote (.onnx, .xml, .pt2),
             which says itself what it holds and which backend runs it.
-        checkpoint (str | Path, optional): Weights of any dialect. None: random ones.
+        checkpoint (str | Path, optional): Weights of any layout. None: random ones.
         backend (str): 'torch', 'openvino', 'onnxruntime', or 'auto', the fastest that is installed:
             'openvino' on a CPU, else 'torch'. ``.backend`` says which.
         precision (str): 'fp32', 'bf16', 'fp16', or 'auto': FP16 on a GPU, BF16 on processors that
@@ -87,8 +87,8 @@ class Predictor:
         if fixed:
             if checkpoint:
                 raise ValueError(f'{config} holds its weights: expected no checkpoint beside it')
-            self.description, model = export.read(config)
-            own = self.description.size
+            self.metadata, model = converters.read(config)
+            own = self.metadata.size
             if own and self.size not in (None, own):
                 raise ValueError(f'size={size!r}: {config} takes frames of {own} only')
         else:
@@ -96,7 +96,7 @@ class Predictor:
                 print_log(f'{config} without a checkpoint: the weights are random',
                           logger='current', level=logging.WARNING)
             model = init_model(str(config), checkpoint and str(checkpoint), device='cpu')
-            self.description = Description.of(model, checkpoint)
+            self.metadata = ExportMetadata.from_model(model, checkpoint)
         self.precision = self._choose_precision(precision, fixed)
         if not fixed:
             fast = {('openvino', 'cpu', 'fp32'): OpenVINOWinogradHead,
@@ -105,10 +105,10 @@ class Predictor:
             model = FrameNetwork(
                 model, fast.get((self.backend, self.device.type, self.precision)))
         # torch.export fixes a dimension of one
-        self._one_at_a_time = fixed == 'torch' or self.description.size is not None
+        self._one_at_a_time = fixed == 'torch' or self.metadata.size is not None
         self.runtime = self._start(model, fixed, threads)
-        self.classes = self.description.classes
-        self.palette = np.array(self.description.palette, np.uint8).reshape(-1, 3)
+        self.classes = self.metadata.classes
+        self.palette = np.array(self.metadata.palette, np.uint8).reshape(-1, 3)
 
     def _choose_backend(self, backend, fixed):
         if backend not in ('auto', *PRECISIONS):
@@ -124,7 +124,7 @@ class Predictor:
         return backend
 
     def _choose_precision(self, precision, fixed):
-        if self.description.precision == 'int8':
+        if self.metadata.precision == 'int8':
             if precision not in ('auto', 'int8'):
                 raise ValueError(f"precision={precision!r}, but the file was quantised to 'int8'")
             return 'int8'
@@ -133,8 +133,8 @@ class Predictor:
             possible = ('fp32', )  # fixed at export
         elif self.device.type == 'cpu':
             possible = [name for name in possible if name != 'fp16']  # no processor multiplies it
-        if precision == 'auto' and self.description.precision != 'fp32':
-            return self.description.precision  # what the file was made for
+        if precision == 'auto' and self.metadata.precision != 'fp32':
+            return self.metadata.precision  # what the file was made for
         if precision == 'auto':
             wish = 'fp16' if self.device.type == 'cuda' else 'bf16' if bf16_is_faster() else 'fp32'
             return wish if wish in possible else 'fp32'
@@ -145,10 +145,10 @@ class Predictor:
 
     def _start(self, model, fixed, threads):
         if self.backend == 'openvino':
-            model = model if fixed else export.openvino_model(model, self.description)
+            model = model if fixed else converters.openvino_model(model, self.metadata)
             return OpenVINORuntime(model, self.precision, threads)
         if self.backend == 'onnxruntime':
-            model = model if fixed else export.onnx_model(model, self.description)
+            model = model if fixed else converters.onnx_model(model, self.metadata)
             return ONNXRuntimeRuntime(model, self.device, threads)
         if not fixed:
             model.set_precision(PRECISIONS['torch'][self.precision])
@@ -191,8 +191,8 @@ class Predictor:
             frames = frame.reshape(1, *frame.shape)
         else:
             frames = np.stack(frames)
-        rows = Side(size[0], 0, size[0], False, height)
-        columns = Side(size[1], 0, size[1], False, width)
+        rows = AxisTransform(size[0], 0, size[0], False, height)
+        columns = AxisTransform(size[1], 0, size[1], False, width)
         for part in np.split(frames, len(frames)) if self._one_at_a_time else [frames]:
             start = time.perf_counter()
             logits = self.runtime(part)
@@ -200,11 +200,11 @@ class Predictor:
                 torch.cuda.current_stream(logits.device).synchronize()
             self._last.seconds += time.perf_counter() - start
             for low in logits:
-                labels = upsample_argmax(low, rows, columns, self.description.align_corners)
+                labels = upsample_argmax(low, rows, columns, self.metadata.align_corners)
                 yield labels.cpu().numpy()
 
     def _network_size(self, height, width):
-        return self.size or self.description.network_size(height, width)
+        return self.size or self.metadata.network_size(height, width)
 
     @property
     def network_seconds(self):
@@ -228,8 +228,8 @@ class Predictor:
         """
         if (height is None) != (width is None):
             raise ValueError('Expected both of height and width, or neither')
-        scale = self.description.scale
-        known = self.size or self.description.size or (scale and scale[::-1])
+        scale = self.metadata.scale
+        known = self.size or self.metadata.size or (scale and scale[::-1])
         if height is None and not known:
             raise ValueError('The network takes pictures of any size: warm_up(height, width)')
         height, width = known if height is None else (height, width)
@@ -277,45 +277,3 @@ def _same_size(images):
     for index, image in enumerate(images):
         groups.setdefault(image.shape, []).append(index)
     return groups.values()
-
-
-def read_image(image):
-    """A picture as (H, W, 3), uint8, BGR.
-
-    Args:
-        image: A path, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16.
-
-    Raises:
-        FileNotFoundError: If the path leads nowhere.
-        ValueError: If the file cannot be decoded, or the array is no picture.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        if not path.is_file():
-            raise FileNotFoundError(f'No picture {path}')
-        data = np.fromfile(path, np.uint8)  # cv2.imread cannot open every name on every system
-        if not data.size:
-            raise ValueError(f'{path} cannot be decoded: it is empty')
-        try:
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # None where it is no picture
-            cause = 'truncated, or no picture'
-        except cv2.error as error:  # too large
-            image, cause = None, error.err
-        if image is None:
-            raise ValueError(f'{path} cannot be decoded: {cause}')
-        return image
-    if not isinstance(image, np.ndarray):
-        raise ValueError(f'Expected a path or an array (H, W, 3), uint8, BGR; got {type(image)}'
-                         + ' (cv2.imread gives None for what it cannot read)' * (image is None))
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise ValueError(f'Expected a picture (H, W, 3), uint8, BGR; got {image.shape}')
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    if image.dtype != np.uint8:
-        raise ValueError(f'Expected a picture (H, W, 3), uint8, BGR; got {image.dtype}. If its '
-                         'values run from 0 to 1: (255 * image).round().astype(np.uint8)')
-    if image.shape[2] == 3:
-        return image
-    return image[:, :, :3] if image.shape[2] == 4 else np.repeat(image, 3, 2)

@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from torch.export.passes import move_to_device_pass
 
 
-def need(module):
+def import_optional(module):
     """Imports an optional package.
 
     Raises:
@@ -189,7 +189,7 @@ class OpenVINORuntime:
     MAX_SIZES = 4  # from then on one model for any size, which is slower at first
 
     def __init__(self, model, precision, threads=None):
-        self.openvino = need('openvino')
+        self.openvino = import_optional('openvino')
         self.model = only_logits(model)
         self.config = openvino_config(precision, threads)
         self.compiled = {}
@@ -216,7 +216,7 @@ class OpenVINORuntime:
 
 def only_logits(model):
     """An OpenVINO model that ends at its tensor 'logits'."""
-    openvino = need('openvino')
+    openvino = import_optional('openvino')
     found = [output for node in model.get_ordered_ops() for output in node.outputs()
              if 'logits' in output.get_names()]
     if found:  # the converter also gives tensors the names of Python's variables
@@ -235,7 +235,7 @@ class ONNXRuntimeRuntime:
     """
 
     def __init__(self, model, device, threads=None):
-        onnxruntime, onnx = need('onnxruntime'), need('onnx')
+        onnxruntime, onnx = import_optional('onnxruntime'), import_optional('onnx')
         cut = onnx.ModelProto()
         cut.CopyFrom(model)
         if [value.name for value in model.graph.input] != ['frames']:

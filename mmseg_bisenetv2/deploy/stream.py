@@ -21,7 +21,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mmseg_bisenetv2.deploy.predictor import read_image
+from mmseg_bisenetv2.datasets.label_ids import LABEL_IDS
+from mmseg_bisenetv2.deploy.image import read_image
 
 from mmseg.datasets import CityscapesDataset
 
@@ -30,9 +31,8 @@ VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm
 OUTPUTS = ('overlay', 'side-by-side', 'labels', 'label-ids')
 WAITING = 4  # frames before the network, and as many behind it: 80 MB at 2048x1024
 TIMEOUT = 10_000  # milliseconds of silence that end a stream; OpenCV itself waits for 30 s
-# Label id of each train id, from cityscapesscripts/helpers/labels.py; 0 is 'unlabeled'
-LABEL_IDS = np.zeros(256, np.uint8)
-LABEL_IDS[:19] = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+LABEL_ID_OF_TRAIN_ID = np.zeros(256, np.uint8)  # 0 is 'unlabeled'
+LABEL_ID_OF_TRAIN_ID[:len(LABEL_IDS)] = list(LABEL_IDS.values())
 
 
 class Source(NamedTuple):
@@ -355,7 +355,7 @@ class Writer:
             return self._predictor.overlay(image, labels, self._opacity)
         if output == 'side-by-side':
             return np.hstack([image, self._predictor.overlay(image, labels, 1)])
-        return labels if output == 'labels' else LABEL_IDS[labels]
+        return labels if output == 'labels' else LABEL_ID_OF_TRAIN_ID[labels]
 
     def _protect(self, *paths):
         for path in paths:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from mmseg_bisenetv2.models.interpolation import source_positions
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.losses.utils import get_class_weight
@@ -254,22 +255,6 @@ def score_tiles(logits, labels, factor, ignore_index, align_corners, with_gradie
     if with_gradient:
         gradient = gradient.transpose(1, 2).contiguous()
     return torch.stack(totals).sum(), correct, gradient, pixels
-
-
-def source_positions(size_in, size_out, align_corners):
-    """Where linear interpolation reads, as :func:`torch.nn.functional.interpolate` has it.
-
-    Returns:
-        For each output position the lower of the two inputs it lies between, int64; and the
-        share of the upper one, float64. The upper one is the next, or the last input itself.
-    """
-    position = torch.arange(size_out, dtype=torch.float64)
-    if align_corners:
-        position *= (size_in - 1) / max(size_out - 1, 1)
-    else:
-        position = ((position + 0.5) * (size_in / size_out) - 0.5).clamp(min=0)
-    lower = position.long().clamp(max=size_in - 1)
-    return lower, position - lower
 
 
 @functools.lru_cache(maxsize=64)  # the heads and iterations of a training share them

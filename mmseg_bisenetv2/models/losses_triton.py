@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mmseg_bisenetv2.models.losses import source_positions
+from mmseg_bisenetv2.models.interpolation import source_positions
 
 
 def score_cells(logits, labels, factor, ignore_index, align_corners, with_gradient, with_pixels):

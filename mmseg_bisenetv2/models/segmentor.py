@@ -8,7 +8,7 @@ from torch import nn
 from mmseg_bisenetv2.checkpoints import TrainingBegan, load_hook
 from mmseg_bisenetv2.models.fcn_head import FCNHead
 from mmseg_bisenetv2.models.folding import FoldedCopy
-from mmseg_bisenetv2.models.upsample_argmax import Side, upsample_argmax, whole
+from mmseg_bisenetv2.models.upsample_argmax import AxisTransform, upsample_argmax
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -88,7 +88,7 @@ class EncoderDecoder(MMSegEncoderDecoder):
         size = tuple(inputs.shape[2:])
         if data_samples is None:
             data_samples = [SegDataSample() for _ in inputs]
-            geometries = [(whole(size[0]), whole(size[1]))] * len(inputs)
+            geometries = [tuple(map(AxisTransform.identity, size))] * len(inputs)
         else:
             size = self._resized_to(data_samples[0].metainfo)
             geometries = [_sides(size, sample.metainfo) for sample in data_samples]
@@ -125,8 +125,8 @@ def _sides(size, meta):
     if meta.get('flip') and direction not in ('horizontal', 'vertical'):
         raise ValueError(f"flip_direction is {direction!r}, expected 'horizontal' or 'vertical'")
     height, width = meta['ori_shape'][:2]
-    return (Side(size[0], top, size[0] - bottom, direction == 'vertical', height),
-            Side(size[1], left, size[1] - right, direction == 'horizontal', width))
+    return (AxisTransform(size[0], top, size[0] - bottom, direction == 'vertical', height),
+            AxisTransform(size[1], left, size[1] - right, direction == 'horizontal', width))
 
 
 class SegLogits(PixelData):

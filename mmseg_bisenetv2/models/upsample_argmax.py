@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import torch
 
-from mmseg_bisenetv2.models.losses import source_positions
+from mmseg_bisenetv2.models.interpolation import bilinear_matrix
 
 CELL_BYTES = 1_000_000  # of interpolated logits at a time: they stay in the cache
 STRIPE_BYTES = 64_000_000  # likewise on a GPU, where fewer launches count more
 
 
-class Side(NamedTuple):
+class AxisTransform(NamedTuple):
     """What happens to the rows, or to the columns, of the network's output.
 
     Attributes:
@@ -38,10 +38,10 @@ class Side(NamedTuple):
     flip: bool
     out: int
 
-
-def whole(size):
-    """The :class:`Side` of an input of ``size`` that is neither padded, flipped nor resized."""
-    return Side(size, 0, size, False, size)
+    @classmethod
+    def identity(cls, size):
+        """That of an input of ``size`` that is neither padded, flipped nor resized."""
+        return cls(size, 0, size, False, size)
 
 
 class Taps(NamedTuple):
@@ -58,12 +58,12 @@ class Taps(NamedTuple):
 
 @functools.lru_cache(maxsize=64)  # the images of a data set, or of a video, share them
 def taps(low, side, align_corners, device):
-    """The matrix from ``low`` logits to the label map, for one :class:`Side`."""
-    matrix = _bilinear(low, side.size, align_corners)[side.start:side.stop]
+    """The matrix from ``low`` logits to the label map, for one :class:`AxisTransform`."""
+    matrix = bilinear_matrix(low, side.size, align_corners)[side.start:side.stop]
     if side.flip:
         matrix = matrix.flip(0)
     if side.out != len(matrix):
-        matrix = _bilinear(len(matrix), side.out, align_corners) @ matrix
+        matrix = bilinear_matrix(len(matrix), side.out, align_corners) @ matrix
     used = (matrix != 0).to(torch.uint8)
     first = used.argmax(1)
     last = low - 1 - used.flip(1).argmax(1)
@@ -82,28 +82,21 @@ def taps(low, side, align_corners, device):
     return Taps(first.to(device), weight.float().to(device), index.to(device))
 
 
-def _bilinear(size_in, size_out, align_corners):
-    lower, share = source_positions(size_in, size_out, align_corners)
-    matrix = torch.zeros(size_out, size_in, dtype=torch.float64)
-    for index, value in ((lower, 1 - share), ((lower + 1).clamp(max=size_in - 1), share)):
-        matrix.scatter_add_(1, index[:, None], value[:, None])
-    return matrix
-
-
 @torch.no_grad()
 def upsample_argmax(logits, rows, columns, align_corners=False):
     """The class of each pixel.
 
     Args:
         logits: Of one image, (C, h, w), any floating type; computed in float32.
-        rows: The :class:`Side` of the rows, or their number.
-        columns: The :class:`Side` of the columns, or their number.
+        rows: The :class:`AxisTransform` of the rows, or their number.
+        columns: The :class:`AxisTransform` of the columns, or their number.
         align_corners: As in :func:`torch.nn.functional.interpolate`.
 
     Returns:
         (rows.out, columns.out), uint8 for up to 256 classes, else int64.
     """
-    sides = [whole(side) if isinstance(side, int) else side for side in (rows, columns)]
+    sides = [AxisTransform.identity(side) if isinstance(side, int) else side
+             for side in (rows, columns)]
     y, x = (taps(low, side, align_corners, logits.device)
             for low, side in zip(logits.shape[1:], sides, strict=True))
     return (_by_cells if logits.is_cpu else _by_stripes)(logits.float(), y, x)

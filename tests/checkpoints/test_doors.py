@@ -17,7 +17,7 @@ from mmengine.structures import PixelData
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.checkpoints import CheckpointError, convert_state_dict
-from mmseg_bisenetv2.checkpoints.dialects import BGA_BIASES
+from mmseg_bisenetv2.checkpoints.layouts import BGA_BIASES
 
 from mmseg.apis import MMSegInferencer, init_model
 from mmseg.registry import MODELS

@@ -29,7 +29,7 @@ from mmseg_bisenetv2.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from mmseg_bisenetv2.checkpoints.dialects import BGA_BIASES
+from mmseg_bisenetv2.checkpoints.layouts import BGA_BIASES
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 KEY = 'backbone_net.bga.detail_dwconv.0.depthwise_conv.weight'

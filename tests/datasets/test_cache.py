@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmseg_bisenetv2  # noqa: F401
-from mmseg_bisenetv2.datasets import cache, checked
+from mmseg_bisenetv2.datasets import cache, validated
 from mmseg_bisenetv2.datasets.cache import CacheError, build_cache, find_cached, read_index
 
 from mmseg.registry import DATASETS
@@ -82,7 +82,7 @@ def test_samples_are_those_of_the_files(root, monkeypatch):
             path.write_bytes(bytes(status.st_size))
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     log = []
-    monkeypatch.setattr(checked, 'print_log', lambda line, **kwargs: log.append(line))
+    monkeypatch.setattr(validated, 'print_log', lambda line, **kwargs: log.append(line))
     dataset = build(root)
     assert log[-1] == f'BaseSegDataset: reads the decoded cache of {root}'
     for copy in (dataset, pickle.loads(pickle.dumps(dataset))):  # as a spawned worker gets it

@@ -19,7 +19,7 @@ from scipy.stats import chi2_contingency, ks_2samp
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.datasets import transforms
-from mmseg_bisenetv2.datasets.transforms import _decode_png, decode_image, decode_labels
+from mmseg_bisenetv2.decoding import _decode_png, decode_image, decode_labels
 
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS

@@ -11,11 +11,11 @@ import pytest
 import torch
 from small import image, write
 
-from mmseg_bisenetv2.deploy import Predictor, export, verify
-from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy import Predictor, converters, export
+from mmseg_bisenetv2.deploy.export import DisagreementError, export_and_verify
+from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 from mmseg_bisenetv2.deploy.network import FrameNetwork
 from mmseg_bisenetv2.deploy.runtimes import only_logits, program_logits
-from mmseg_bisenetv2.deploy.verify import DisagreementError, export_and_verify
 
 from mmseg.apis import init_model
 
@@ -34,8 +34,8 @@ def model(files):
 
 
 @pytest.fixture(scope='module')
-def description(model, files):
-    return Description.of(model, files[1])
+def metadata(model, files):
+    return ExportMetadata.from_model(model, files[1])
 
 
 PICTURES = [image(64, 96, seed=i) for i in range(3)]
@@ -43,13 +43,13 @@ PICTURES = [image(64, 96, seed=i) for i in range(3)]
 
 @pytest.mark.parametrize('size', [None, (40, 72)])
 @pytest.mark.parametrize('suffix', ['.onnx', '.xml', '.pt2'])
-def test_file_agrees_and_describes_itself(model, description, files, tmp_path, suffix, size):
+def test_file_agrees_and_describes_itself(model, metadata, files, tmp_path, suffix, size):
     path = tmp_path / f'net{suffix}'
-    figures = export_and_verify(model, description, path, PICTURES, size)
+    figures = export_and_verify(model, metadata, path, PICTURES, size)
     assert figures['agreement'] >= 99.9 and figures['size_mb'] > 0.01
     assert {p.suffix for p in tmp_path.iterdir()} == {suffix, *(['.bin'] * (suffix == '.xml'))}
     loaded = Predictor(path, device='cpu', precision='fp32')
-    assert loaded.description == dataclasses.replace(description, size=size)
+    assert loaded.metadata == dataclasses.replace(metadata, size=size)
     assert loaded.classes == META['classes'] and loaded.palette.tolist() == META['palette']
     reference = Predictor(*files, backend='torch', precision='fp32', device='cpu', size=size)
     for shape in (64, 96), (33, 47), (40, 200):  # whatever the size of the file
@@ -62,9 +62,9 @@ def test_file_agrees_and_describes_itself(model, description, files, tmp_path, s
             Predictor(path, device='cpu', size=(64, 96))
 
 
-def test_program_computes_no_labels_that_are_thrown_away(model, description):
+def test_program_computes_no_labels_that_are_thrown_away(model, metadata):
     network = FrameNetwork(model)
-    run = program_logits(export.torch_program(network, description))
+    run = program_logits(converters.torch_program(network, metadata))
     frames = torch.from_numpy(PICTURES[0][None])
     with torch.inference_mode(), torch.profiler.profile() as profile:
         logits = run(frames)
@@ -76,35 +76,35 @@ def test_program_computes_no_labels_that_are_thrown_away(model, description):
         run(frames[:, :32])
 
 
-def test_bf16_file(model, description, tmp_path):
+def test_bf16_file(model, metadata, tmp_path):
     path = tmp_path / 'bf16.xml'
-    export_and_verify(model, dataclasses.replace(description, precision='bf16'), path, PICTURES,
+    export_and_verify(model, dataclasses.replace(metadata, precision='bf16'), path, PICTURES,
                       min_agreement=90)
     assert Predictor(path, device='cpu').precision == 'bf16'
     assert Predictor(path, device='cpu', precision='fp32').precision == 'fp32'
 
 
-def test_raw_file(model, description, tmp_path):
+def test_raw_file(model, metadata, tmp_path):
     path = tmp_path / 'raw.onnx'
-    figures = export_and_verify(model, description, path, PICTURES, raw=True)
+    figures = export_and_verify(model, metadata, path, PICTURES, raw=True)
     assert figures['agreement'] >= 99.9 and 0 < figures['logit_difference'] < 1e-3
     with pytest.raises(ValueError, match='exported with --raw'):
         Predictor(path, device='cpu')
 
 
-def test_logits_are_the_last_of_that_name(model, description):
+def test_logits_are_the_last_of_that_name(model, metadata):
     """The converter also gives tensors the names of Python's variables."""
-    exported = export.openvino_model(FrameNetwork(model), description)
+    exported = converters.openvino_model(FrameNetwork(model), metadata)
     exported.get_ordered_ops()[3].output(0).get_tensor().add_names({'logits'})
     assert only_logits(exported).output(0).get_partial_shape()[1].get_length() == 4
 
 
-def test_graph_has_no_argmax(model, description, tmp_path):
+def test_graph_has_no_argmax(model, metadata, tmp_path):
     path = tmp_path / 'net.onnx'
-    export_and_verify(model, description, path, PICTURES[:1])
-    operators = {node.op_type for node in export.need('onnx').load(path).graph.node}
+    export_and_verify(model, metadata, path, PICTURES[:1])
+    operators = {node.op_type for node in converters.import_optional('onnx').load(path).graph.node}
     assert not operators & {'ArgMax', 'TopK'}
-    session = export.need('onnxruntime').InferenceSession(path)
+    session = converters.import_optional('onnxruntime').InferenceSession(path)
     assert [(x.name, x.type) for x in session.get_inputs()] == [('frames', 'tensor(uint8)')]
     assert [(x.name, x.type) for x in session.get_outputs()] == [('labels', 'tensor(uint8)')]
     batch = np.stack(PICTURES)
@@ -112,13 +112,13 @@ def test_graph_has_no_argmax(model, description, tmp_path):
     assert labels.shape == (3, 64, 96) and labels.dtype == np.uint8
 
 
-def test_quantised_file(model, description, files, tmp_path):
+def test_quantised_file(model, metadata, files, tmp_path):
     path = tmp_path / 'int8.xml'
-    int8 = dataclasses.replace(description, precision='int8')
+    int8 = dataclasses.replace(metadata, precision='int8')
     figures = export_and_verify(
         model, int8, path, PICTURES, calibration=[image(64, 96, seed=i) for i in range(10, 18)],
         min_agreement=80)
-    _, quantised = export.read(path)
+    _, quantised = converters.read(path)
     shapes = [tuple(op.get_output_shape(0)) for op in quantised.get_ops()
               if op.get_type_name() == 'Constant' and op.get_element_type().to_string() == 'i8']
     # The detail branch but for its first convolution, two of the aggregation, and the head
@@ -133,50 +133,50 @@ def test_quantised_file(model, description, files, tmp_path):
         Predictor(path, device='cpu', precision='fp32')
 
 
-def test_outliers_do_not_stretch_the_ranges(model, description, monkeypatch):
+def test_outliers_do_not_stretch_the_ranges(model, metadata, monkeypatch):
     highest = []
     for share in (1e-9, 0.01):
-        monkeypatch.setattr(export, 'OUTLIERS', share)
-        quantised = export.quantise(FrameNetwork(model), description, PICTURES)
+        monkeypatch.setattr(converters, 'OUTLIERS', share)
+        quantised = converters.quantise(FrameNetwork(model), metadata, PICTURES)
         highest.append([op.input_value(2).get_node().data.item() for op in quantised.get_ops()
                         if op.get_type_name() == 'FakeQuantize'])
     all_of_it, most = map(np.array, highest)
     assert len(most) >= 8 and (most < all_of_it).all()
 
 
-def test_file_that_disagrees_is_not_left_behind(model, description, tmp_path):
-    int8 = dataclasses.replace(description, precision='int8')
+def test_file_that_disagrees_is_not_left_behind(model, metadata, tmp_path):
+    int8 = dataclasses.replace(metadata, precision='int8')
     with pytest.raises(DisagreementError, match=r'would agree with PyTorch on .* expected 100 %'):
         export_and_verify(model, int8, tmp_path / 'a.xml', PICTURES, calibration=PICTURES,
                           min_agreement=100)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_broken_export_is_noticed(model, description, tmp_path, monkeypatch):
-    other = dataclasses.replace(description, align_corners=True)
-    real = export.onnx_model
-    monkeypatch.setattr(export, 'onnx_model',
+def test_broken_export_is_noticed(model, metadata, tmp_path, monkeypatch):
+    other = dataclasses.replace(metadata, align_corners=True)
+    real = converters.onnx_model
+    monkeypatch.setattr(converters, 'onnx_model',
                         lambda network, _, size: real(network, other, size))
     with pytest.raises(DisagreementError):
-        export_and_verify(model, description, tmp_path / 'a.onnx', PICTURES)
+        export_and_verify(model, metadata, tmp_path / 'a.onnx', PICTURES)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_miou_gate(model, description, tmp_path):
+def test_miou_gate(model, metadata, tmp_path):
     torch.manual_seed(0)
     truths = [np.random.default_rng(i).integers(0, 4, (64, 96)).astype(np.uint8)
               for i in range(3)]
-    figures = export_and_verify(model, description, tmp_path / 'a.onnx', PICTURES, truths=truths)
+    figures = export_and_verify(model, metadata, tmp_path / 'a.onnx', PICTURES, truths=truths)
     assert figures['miou'] == pytest.approx(figures['pytorch_miou'], abs=0.05)
     with pytest.raises(DisagreementError, match=r'% mIoU, PyTorch .* expected -1 less'):
-        export_and_verify(model, description, tmp_path / 'b.onnx', PICTURES, truths=truths,
+        export_and_verify(model, metadata, tmp_path / 'b.onnx', PICTURES, truths=truths,
                           max_miou_drop=-1)
     assert not (tmp_path / 'b.onnx').exists()
 
 
 def test_miou():
     confusion = torch.tensor([[3, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    assert verify.miou(confusion) == pytest.approx(100 * (3 / 4 + 2 / 3) / 2)
+    assert export.miou(confusion) == pytest.approx(100 * (3 / 4 + 2 / 3) / 2)
 
 
 @pytest.mark.parametrize('name, options, message', [
@@ -185,8 +185,8 @@ def test_miou():
     ('a.onnx', dict(precision='int8'), r'int8 is for OpenVINO'),
     ('a.xml', dict(precision='int8'), 'needs pictures to calibrate'),
 ])
-def test_options_that_do_not_go_together(model, description, tmp_path, name, options, message):
-    chosen = dataclasses.replace(description, precision=options.pop('precision', 'fp32'))
+def test_options_that_do_not_go_together(model, metadata, tmp_path, name, options, message):
+    chosen = dataclasses.replace(metadata, precision=options.pop('precision', 'fp32'))
     with pytest.raises(ValueError, match=message):
         export_and_verify(model, chosen, tmp_path / name, PICTURES, **options)
 
@@ -202,12 +202,12 @@ def test_files_that_cannot_be_read(tmp_path, suffix):
             Predictor(path, device='cpu')
 
 
-def test_earlier_file_survives_a_failed_export(model, description, tmp_path):
+def test_earlier_file_survives_a_failed_export(model, metadata, tmp_path):
     path = tmp_path / 'a.onnx'
-    export_and_verify(model, description, path, PICTURES[:1])
+    export_and_verify(model, metadata, path, PICTURES[:1])
     before = path.read_bytes()
     with pytest.raises(DisagreementError):
-        export_and_verify(model, description, path, PICTURES[:1], min_agreement=100.1)
+        export_and_verify(model, metadata, path, PICTURES[:1], min_agreement=100.1)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
@@ -216,10 +216,10 @@ class Harmful:
         return Path.touch, (Path('harmed'), )
 
 
-def test_archive_is_never_unpickled_freely(model, description, tmp_path, monkeypatch):
+def test_archive_is_never_unpickled_freely(model, metadata, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good, bad = tmp_path / 'good.pt2', tmp_path / 'bad.pt2'
-    export_and_verify(model, description, good, PICTURES[:1], (64, 96))
+    export_and_verify(model, metadata, good, PICTURES[:1], (64, 96))
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, 'w') as target:
         for name in source.namelist():
             content = source.read(name)
@@ -290,7 +290,7 @@ def test_tool_names_what_cannot_be_exported(tmp_path):
     assert 'expected one Resize' in out and 'Traceback' not in out
 
 
-def test_readme_examples_need_nothing_of_this_package(model, description, tmp_path):
+def test_readme_examples_need_nothing_of_this_package(model, metadata, tmp_path):
     blocks = [block for block in re.findall(
         r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
         if 'import onnxruntime' in block or 'import openvino' in block]
@@ -298,12 +298,12 @@ def test_readme_examples_need_nothing_of_this_package(model, description, tmp_pa
     import cv2
     cv2.imwrite(str(tmp_path / 'street.png'), PICTURES[0])
     for suffix, block in zip(('.onnx', '.xml'), blocks, strict=True):
-        export_and_verify(model, description, tmp_path / f'bisenetv2{suffix}', PICTURES[:1])
+        export_and_verify(model, metadata, tmp_path / f'bisenetv2{suffix}', PICTURES[:1])
         script = block + '\nimport sys, numpy; numpy.save("labels.npy", labels)\n' + (
             'assert not {"torch", "mmseg", "mmseg_bisenetv2"} & set(sys.modules)')
         result = subprocess.run([sys.executable, '-c', script], cwd=tmp_path,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert result.returncode == 0, result.stdout
         labels = np.load(tmp_path / 'labels.npy')
-        expected = verify.start(tmp_path / f'bisenetv2{suffix}')(PICTURES[0])[0]
+        expected = export.start(tmp_path / f'bisenetv2{suffix}')(PICTURES[0])[0]
         assert labels.shape == (64, 96) and (labels == expected).mean() >= 0.999

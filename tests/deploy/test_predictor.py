@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from small import build, image, write
 
 from mmseg_bisenetv2.deploy import Predictor, predictor, runtimes
-from mmseg_bisenetv2.deploy.description import Description
+from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 from mmseg_bisenetv2.deploy.predictor import read_image
-from mmseg_bisenetv2.deploy.runtimes import TorchRuntime, bf16_is_faster, need
+from mmseg_bisenetv2.deploy.runtimes import TorchRuntime, bf16_is_faster, import_optional
 
 from mmseg.apis import inference_model, init_model
 
@@ -342,7 +342,7 @@ def test_random_weights_are_announced(files, monkeypatch):
 
 def test_missing_runtime_names_the_extra():
     with pytest.raises(ImportError, match=r'mmseg_bisenetv2\[deploy\]'):
-        need('a_runtime_that_is_not_there')
+        import_optional('a_runtime_that_is_not_there')
 
 
 def test_classes_and_palette(tmp_path):
@@ -351,14 +351,14 @@ def test_classes_and_palette(tmp_path):
     one = Predictor(config, checkpoint, backend='torch', device='cpu')
     assert one.classes == meta['classes']
     assert one.palette.tolist() == meta['palette'] and one.palette.dtype == np.uint8
-    assert one.description.checkpoint == 'small.pth' and len(one.description.sha256) == 64
+    assert one.metadata.checkpoint == 'small.pth' and len(one.metadata.sha256) == 64
     with open(config, 'a') as file:
         file.write("test_dataloader = dict(dataset=dict(type='BaseSegDataset', metainfo=dict("
                    "classes=('w', 'x', 'y', 'z'))))")
     torch.save(torch.load(checkpoint)['state_dict'], checkpoint)  # says nothing of classes
     assert Predictor(config, checkpoint, backend='torch', device='cpu').classes == (
         'w', 'x', 'y', 'z')
-    assert Predictor(config, backend='torch', device='cpu').description.sha256 is None
+    assert Predictor(config, backend='torch', device='cpu').metadata.sha256 is None
 
 
 def test_pipeline_that_is_not_understood(tmp_path):
@@ -402,13 +402,13 @@ def test_resize_that_is_not_understood(tmp_path, options):
 
 
 def test_description_survives():
-    one = Description(('a', 'b'), ((1, 2, 3), (4, 5, 6)), scale=(96, 64), checkpoint='x.pth')
-    assert Description.from_json(one.to_json(), 'x') == one
+    one = ExportMetadata(('a', 'b'), ((1, 2, 3), (4, 5, 6)), scale=(96, 64), checkpoint='x.pth')
+    assert ExportMetadata.from_json(one.to_json(), 'x') == one
     older = one.to_json().replace('"size": null, ', '')
     assert older != one.to_json()
     for text in (None, '', '{}', '[]', '{"classes": 3, "palette": []}', '{"unknown": 1}', older):
         with pytest.raises(ValueError, match='my file does not say what it holds'):
-            Description.from_json(text, 'my file')
+            ExportMetadata.from_json(text, 'my file')
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

@@ -8,8 +8,8 @@ import pytest
 from golden import shared
 
 from mmseg_bisenetv2.deploy import Predictor
-from mmseg_bisenetv2.deploy.description import Description
-from mmseg_bisenetv2.deploy.verify import MIN_AGREEMENT, export_and_verify
+from mmseg_bisenetv2.deploy.export import MIN_AGREEMENT, export_and_verify
+from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 
 from mmseg.apis import inference_model, init_model
 
@@ -50,8 +50,8 @@ def test_agreement(rugd, backend, precision):
 def test_int8(rugd, tmp_path):
     config, weights, picture = rugd
     model = init_model(str(config), str(weights), device='cpu')
-    description = dataclasses.replace(Description.of(model, weights), precision='int8')
+    metadata = dataclasses.replace(ExportMetadata.from_model(model, weights), precision='int8')
     mirrored = [picture[:, ::-1].copy(), cv2.resize(picture, None, fx=0.7, fy=0.7)]
     figures = export_and_verify(
-        model, description, tmp_path / 'int8.xml', [picture], calibration=mirrored)
+        model, metadata, tmp_path / 'int8.xml', [picture], calibration=mirrored)
     assert figures['agreement'] >= MIN_AGREEMENT['int8']

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import NORM, build, image, write
 
-from mmseg_bisenetv2.deploy import Predictor, export
+from mmseg_bisenetv2.deploy import Predictor, converters
 from mmseg_bisenetv2.deploy.network import FrameNetwork
 from mmseg_bisenetv2.deploy.winograd import (
     OpenVINOWinogradHead,
@@ -83,8 +83,8 @@ def test_openvino_uses_it(tmp_path, shape, precision, tolerance):
     frame = image(*shape)
     logits, expected = fast.runtime(frame[None]), plain.runtime(frame[None])
     assert (logits - expected).norm() < tolerance * expected.norm()
-    kernels = [tuple(op.get_output_shape(0)) for op in export.openvino_model(
-        FrameNetwork(build()), plain.description).get_ops() if op.get_type_name() == 'Constant']
+    kernels = [tuple(op.get_output_shape(0)) for op in converters.openvino_model(
+        FrameNetwork(build()), plain.metadata).get_ops() if op.get_type_name() == 'Constant']
     assert kernels.count((16, 16)) < 36
 
 

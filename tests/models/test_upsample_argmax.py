@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmseg_bisenetv2.models import upsample_argmax as module
-from mmseg_bisenetv2.models.upsample_argmax import Side, taps, upsample_argmax, whole
+from mmseg_bisenetv2.models.upsample_argmax import AxisTransform, taps, upsample_argmax
 
 
 def reference(logits, rows, columns, align_corners=False):
@@ -37,7 +37,7 @@ def blobs(classes, height, width, seed=0):
 
 
 sides = st.builds(
-    lambda size, start, stop, flip, out: Side(size, start, size - stop, flip, out),
+    lambda size, start, stop, flip, out: AxisTransform(size, start, size - stop, flip, out),
     st.integers(8, 90), st.integers(0, 3), st.integers(0, 3), st.booleans(), st.integers(1, 120))
 
 
@@ -45,7 +45,7 @@ sides = st.builds(
 @given(st.integers(1, 12), st.integers(1, 12), sides, sides, st.booleans(), st.booleans())
 def test_labels_are_those_of_mmsegmentation(h, w, rows, columns, align_corners, unchanged):
     if unchanged:  # the usual case, a multiple of the logits' size
-        rows, columns = whole(8 * h), whole(8 * w)
+        rows, columns = AxisTransform.identity(8 * h), AxisTransform.identity(8 * w)
     logits = blobs(5, h, w)
     full = reference(logits, rows, columns, align_corners)
     assert_same(upsample_argmax(logits, rows, columns, align_corners), full)

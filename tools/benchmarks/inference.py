@@ -21,10 +21,10 @@ from mmengine.registry import init_default_scope
 
 from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
 from mmseg_bisenetv2.deploy import Predictor
-from mmseg_bisenetv2.deploy.predictor import read_image
+from mmseg_bisenetv2.deploy.image import read_image
 from mmseg_bisenetv2.deploy.runtimes import cpu_has_bf16
 from mmseg_bisenetv2.models.upsample_argmax import upsample_argmax
-from mmseg_bisenetv2.report import draw_speeds
+from mmseg_bisenetv2.visualization import draw_speeds
 
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS

@@ -16,7 +16,7 @@ from mmseg.datasets import COCOStuffDataset as MMSegCOCOStuffDataset
 CACHED = dict(img_path='img_cache', seg_map_path='seg_map_cache')  # what the loaders look for
 
 
-class Checked:
+class ValidatedDataset:
     """Mixed into a data set of MMSegmentation: its folders exist and its labels are classes.
 
     A class id outside the classes would otherwise end as a loss of NaN, as an assertion on the
@@ -124,12 +124,12 @@ def _pairs(data):
 
 
 @DATASETS.register_module()
-class BaseSegDataset(Checked, MMSegBaseSegDataset):
+class BaseSegDataset(ValidatedDataset, MMSegBaseSegDataset):
     """Folders of images and label maps, checked; drop-in for MMSegmentation's."""
 
 
 @DATASETS.register_module()
-class CityscapesDataset(Checked, MMSegCityscapesDataset):
+class CityscapesDataset(ValidatedDataset, MMSegCityscapesDataset):
     """Cityscapes, checked; drop-in for MMSegmentation's."""
 
     remedy = (
@@ -143,7 +143,7 @@ class CityscapesDataset(Checked, MMSegCityscapesDataset):
 
 
 @DATASETS.register_module()
-class COCOStuffDataset(Checked, MMSegCOCOStuffDataset):
+class COCOStuffDataset(ValidatedDataset, MMSegCOCOStuffDataset):
     """COCO-Stuff, checked; drop-in for MMSegmentation's."""
 
     remedy = (

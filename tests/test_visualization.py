@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.datasets.toy_cityscapes import make_toy_cityscapes
-from mmseg_bisenetv2.report import draw_curve, draw_samples, read_scores
+from mmseg_bisenetv2.visualization import draw_curve, draw_samples, read_scores
 
 from mmseg.apis import init_model
 from mmseg.registry import DATASETS

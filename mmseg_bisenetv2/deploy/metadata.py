@@ -15,7 +15,7 @@ FILE = 'mmseg_bisenetv2.json'  # in a torch.export archive
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class ExportMetadata:
     """Classes, sizes and origin of a network.
 
     Attributes:

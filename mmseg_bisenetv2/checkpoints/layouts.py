@@ -22,7 +22,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, is refused, or does not fit."""
 
 
-class Dialect(NamedTuple):
+class Layout(NamedTuple):
     """Names of one layout, and what it has or lacks beside ours."""
 
     title: str
@@ -33,9 +33,9 @@ class Dialect(NamedTuple):
     note: str = ''  # what its network differs in
 
 
-DIALECTS = dict(
+FOREIGN_LAYOUTS = dict(
     # github.com/SegmentationBLWX/sssegmentation, {'model', 'optimizer', ...}
-    sssegmentation=Dialect(
+    sssegmentation=Layout(
         'SSSegmentation',
         ('backbone_net.detail.', 'backbone_net.semantic.', 'backbone_net.bga.'),
         (('backbone_net.', 'backbone.', """
@@ -63,7 +63,7 @@ DIALECTS = dict(
          ('auxiliary_decoder.', 'auxiliary_head.', """
             *.{0,1,3,4,7} *.{convs.0.conv,convs.0.bn,convs.1.conv,convs.1.bn,conv_seg}"""))),
     # github.com/CoinCheung/BiSeNet, a bare state dict
-    coincheung=Dialect(
+    coincheung=Layout(
         'CoinCheung/BiSeNet',
         ('detail.S', 'segment.S', 'bga.left', 'bga.right'),
         (('detail.', 'backbone.detail.', 'S{1,2,3}.*.{conv,bn} detail_branch.{0,1,2}.*.{conv,bn}'),
@@ -91,7 +91,7 @@ DIALECTS = dict(
         reason='its auxiliary heads are of another design',
         note='its aggregation upsamples by nearest neighbour and its normalisation is another: use '
              'configs/bisenetv2_fcn_coincheung_cityscapes.py'))
-LAYOUTS = ('mmsegmentation', *DIALECTS)
+LAYOUTS = ('mmsegmentation', *FOREIGN_LAYOUTS)
 
 
 def _expand(names):
@@ -102,10 +102,10 @@ def _expand(names):
 
 
 @functools.cache
-def _rules(dialect, back=False):
-    """The tables as (pattern, format string), from the dialect to our keys, or ``back``."""
+def _rules(layout, back=False):
+    """The tables as (pattern, format string), from the layout to our keys, or ``back``."""
     rules = []
-    for theirs, ours, lines in DIALECTS[dialect].tables:
+    for theirs, ours, lines in FOREIGN_LAYOUTS[layout].tables:
         words = lines.split()
         for left, right in zip(words[::2], words[1::2], strict=True):
             for pair in zip(_expand(theirs + left), _expand(ours + right), strict=True):
@@ -159,7 +159,7 @@ def recognise(state):
         BiSeNetV2.
     """
     marks = dict(mmsegmentation=('backbone.detail.', 'backbone.semantic.', 'backbone.bga.'))
-    marks.update((name, dialect.marks) for name, dialect in DIALECTS.items())
+    marks.update((name, layout.marks) for name, layout in FOREIGN_LAYOUTS.items())
     return next((name for name, mark in marks.items()
                  if any(key.startswith(mark) for key in state)), None)
 
@@ -205,16 +205,16 @@ def convert_state_dict(checkpoint, to='mmsegmentation'):
         CheckpointError: If there is no state dict, or the other layout cannot carry it exactly.
     """
     state = unwrap(checkpoint)
-    dialect = recognise(state)
-    if dialect in DIALECTS:
-        state = _to_ours(state, dialect)
+    layout = recognise(state)
+    if layout in FOREIGN_LAYOUTS:
+        state = _to_ours(state, layout)
     return state if to == 'mmsegmentation' else _from_ours(state, to)
 
 
-def _to_ours(state, dialect):
-    title, _, _, omitted, reason, note = DIALECTS[dialect]
+def _to_ours(state, layout):
+    title, _, _, omitted, reason, note = FOREIGN_LAYOUTS[layout]
     kept = {key: value for key, value in state.items() if not re.fullmatch(omitted, key)}
-    names = {key: _rename(key, _rules(dialect)) for key in kept}
+    names = {key: _rename(key, _rules(layout)) for key in kept}
     ours = {}
     for key, name in names.items():
         check_tensor(key, kept[key])
@@ -234,16 +234,16 @@ def _to_ours(state, dialect):
     return ours
 
 
-def _from_ours(state, dialect):
-    if dialect not in DIALECTS:
-        raise CheckpointError(f'to={dialect!r}: expected one of {LAYOUTS}')
-    title, _, _, _, reason, _ = DIALECTS[dialect]
+def _from_ours(state, layout):
+    if layout not in FOREIGN_LAYOUTS:
+        raise CheckpointError(f'to={layout!r}: expected one of {LAYOUTS}')
+    title, _, _, _, reason, _ = FOREIGN_LAYOUTS[layout]
     for bias in BGA_BIASES:
         if torch.any(torch.as_tensor(state.pop(bias, 0)) != 0):
             raise CheckpointError(
                 f'{bias} is not 0, and {title} has no such bias: it would compute something else. '
                 'It can take weights that were trained with model.backbone.bga_bias=False')
-    names = {key: _rename(key, _rules(dialect, back=True)) for key in state}
+    names = {key: _rename(key, _rules(layout, back=True)) for key in state}
     unknown = [key for key, name in names.items() if name is None]
     if unknown:
         raise CheckpointError(

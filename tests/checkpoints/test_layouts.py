@@ -11,7 +11,7 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
 from mmseg_bisenetv2.checkpoints import CheckpointError, convert_state_dict
-from mmseg_bisenetv2.checkpoints.dialects import BGA_BIASES
+from mmseg_bisenetv2.checkpoints.layouts import BGA_BIASES
 
 from mmseg.registry import MODELS
 

@@ -4,7 +4,7 @@ import logging
 import torch
 from mmengine.logging import print_log
 
-from mmseg_bisenetv2.checkpoints.dialects import (
+from mmseg_bisenetv2.checkpoints.layouts import (
     BGA_BIASES,
     CheckpointError,
     check_tensor,
