@@ -1,99 +1,149 @@
-"""MMSegmentation and this package, same inputs, interleaved pairs in one process.
+"""Times MMSegmentation and this package on the same inputs, in turns, in one process.
 
-    python tools/benchmark.py loss                                     # 2 crops of 1024x1024
-    python tools/benchmark.py loss --batch 2 8 --crop 512x1024 1024x1024 --ohem --json loss.json
+    python tools/benchmark.py loss                              # 2 crops of 1024x1024
+    python tools/benchmark.py loss --batch 2 8 --crop 512 1024 --crop 1024 1024 --json loss.json
 
-Prints for every size the medians, their ratio with its quartiles, the memory, and how far the
-two's results lie apart.
+Prints for every setting the medians, their ratio (MMSegmentation's time divided by ours) with its
+quartiles, the memory, and how far the results of the two lie apart.
 """
 import argparse
+import itertools
 import json
-import platform
+import re
+import subprocess
 import warnings
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
 from prettytable import PrettyTable
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg
+from mmseg_bisenetv2.visualization import draw_speeds
 
 from mmseg.utils import register_all_modules
 
-COMMANDS = ('data', 'eval', 'inference', 'loss', 'train')
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def describe(args):
-    """What the figures hold for."""
-    machine = dict(processor=processor(), threads=torch.get_num_threads(), device=args.device,
-                   torch=torch.__version__)
-    if args.device != 'cpu':
-        machine['gpu'] = torch.cuda.get_device_name()
-    return machine
+class AppendSize(argparse.Action):
+    """Collects sizes as 'append' does, but the first one given replaces the default."""
+
+    def __call__(self, parser: Any, args: Any, values: Any, _: str | None = None) -> None:
+        """Adds a size."""
+        given = getattr(args, self.dest)
+        given = [] if given is self.default else given
+        setattr(args, self.dest, [*given, tuple(values)])
 
 
-def processor():
-    try:
-        with open('/proc/cpuinfo') as file:
-            return next(line.split(':')[1].strip() for line in file if 'model name' in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+SIZE = dict(type=int, nargs=2, action=AppendSize, metavar=('H', 'W'))
+SEVERAL = dict(type=int, nargs='+', metavar='N')
+AMP = dict(choices=('none', 'bfloat16', 'float16'))
+OPTIONS: dict[str, dict[str, Any]] = dict(
+    pairs=dict(type=int, help='timed runs of each side'),
+    device=dict(help='cpu or cuda'),
+    threads=dict(type=int, help="of the processor; None is PyTorch's choice"),
+    json=dict(metavar='FILE', help='writes the results there, too'),
+    size=dict(SIZE, help='of the images; give it again for a further size'),
+    crop=dict(SIZE, help='of the crops; give it again for a further size'),
+    batch=dict(SEVERAL, help='images at a time, one or several numbers'),
+    classes=dict(SEVERAL, help='one or several numbers'),
+    config=dict(help="of this package's network"),
+    checkpoint=dict(help='None is random weights, with balanced classes'),
+    frame=dict(metavar='PICTURE', help='None draws a street scene'),
+    files=dict(nargs='+', metavar='EXPORTED', help='by tools/export.py from the same weights'),
+    picture=dict(metavar='PNG', help='draws the ratios of the first size as bars'),
+    ohem=dict(action='store_true', help='with OHEM in every head'),
+    amp=dict(AMP, help='precision of the step'),
+    mmseg_amp=dict(AMP, help="that of MMSegmentation's step; None is that of --amp"),
+    with_cp=dict(choices=('none', 'activations', 'stages'),
+                 help="activation checkpointing of our backbone; None is the config's"))
+CONFIG = dict(config=ROOT / 'configs/bisenetv2_fcn_cityscapes.py')
+COMMON = dict(pairs=9, device='cpu', threads=None, json=None)
+COMMANDS: dict[str, tuple[str, dict[str, Any]]] = dict(  # with the defaults of their own options
+    data=('training pipeline on one core, from PNG and from a decoded cache',
+          dict(size=[(1024, 2048)], crop=[(1024, 1024)], threads=1)),
+    eval=('evaluation as `mim test` runs it: files, network, labels, mIoU',
+          dict(CONFIG, size=[(1024, 2048)], classes=[19])),
+    inference=("from a frame to its labels: MMSegmentation's inference_model and our backends",
+               dict(CONFIG, size=[(1024, 2048)], batch=[1], checkpoint=None, frame=None, files=[],
+                    picture=None)),
+    loss=("losses and accuracy of five heads' logits, forward and backward, without a network",
+          dict(batch=[2], crop=[(1024, 1024)], classes=[19], ohem=False)),
+    train=('a whole training step, from uint8 images to updated weights',
+           dict(CONFIG, batch=[2], crop=[(512, 1024)], amp='none', mmseg_amp=None, with_cp=None)))
 
 
-def table(rows):
-    """A column for every setting and a line for every figure, or, of many settings, turned."""
-    figures = list(rows[0])[1:]  # after the setting
-    if len(rows) > 4:
-        lines = PrettyTable(['', *figures], align='r')
-        lines.add_rows([[text(row[name]) for name in row] for row in rows])
-    else:
-        lines = PrettyTable(['', *(row['setting'] for row in rows)], align='r')
-        lines.add_rows([[name, *(text(row[name]) for row in rows)] for name in figures])
-    lines.align[''] = 'l'
-    return lines
-
-
-def text(value):
-    if value is None:
-        return ''
-    if isinstance(value, (list, tuple)):
-        return ' - '.join(map(text, value))
-    return f'{value:.4g}' if isinstance(value, float) else str(value)
-
-
-def main():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument('--pairs', type=int, default=9, help='default: %(default)s')
-    common.add_argument('--device', default='cpu', help='default: %(default)s')
-    common.add_argument('--threads', type=int, help='default: as PyTorch chooses')
-    common.add_argument('--json', metavar='FILE', help='writes the results there too')
-    for name in COMMANDS:
-        module = import_module(f'benchmarks.{name}')
-        command = commands.add_parser(name, parents=[common], help=module.__doc__.splitlines()[0],
-                                      description=module.__doc__,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+    for name, (text, own) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text,
+                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        for option, default in {**COMMON, **own}.items():
+            command.add_argument(
+                f'--{option.replace("_", "-")}', default=default, **OPTIONS[option])
+    return parser.parse_args()
 
-    args = parser.parse_args()
-    # MMSegmentation warns of the versions it runs with, against any filter, and logs each result
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What the figures depend on, beside the options."""
+    processor = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
+    failed, commit = subprocess.getstatusoutput(f'git -C "{ROOT}" describe --always --dirty')
+    machine = dict(processor=processor[1] if processor else 'unknown',
+                   threads=torch.get_num_threads(), device=device, torch=torch.__version__,
+                   commit='unknown' if failed else commit)
+    return machine if device == 'cpu' else dict(machine, gpu=torch.cuda.get_device_name(device))
+
+
+def format_table(rows: list[dict[str, Any]]) -> PrettyTable:
+    """A column for each setting, or a line for each if they are more than four."""
+    cells = [list(rows[0]), *([format_value(row.get(key)) for key in rows[0]] for row in rows)]
+    if len(rows) <= 4:
+        cells = [list(line) for line in zip(*cells, strict=True)]
+    table = PrettyTable(cells[0], align='r')
+    table.align['setting'] = 'l'
+    table.add_rows(cells[1:])
+    return table
+
+
+def format_value(value: Any) -> str:
+    if isinstance(value, list):
+        return ' - '.join(map(format_value, value))
+    return '' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    args = parse_args()
+    # MMSegmentation warns of the versions it runs with, past any filter, and logs every result.
     warnings.showwarning = lambda *_, **__: None
     MMLogger.get_current_instance().setLevel('ERROR')
     register_all_modules()
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
     if args.threads:
         torch.set_num_threads(args.threads)
-    machine = describe(args)
+    machine = describe_machine(args.device)
     print(', '.join(f'{key} {value}' for key, value in machine.items()))
-    rows = args.run(args)
-    print(table(rows))
+    measure = import_module(f'benchmarks.{args.command}').measure
+    several = [key for key in ('size', 'batch', 'crop', 'classes') if key in args]
+    rows: list[dict[str, Any]] = []
+    for values in itertools.product(*(getattr(args, key) for key in several)):
+        rows += measure(argparse.Namespace(
+            **{**vars(args), **dict(zip(several, values, strict=True))}))
+    print(format_table(rows))
     if args.json:
-        options = {key: value for key, value in vars(args).items() if key != 'run'}
-        with open(args.json, 'w') as file:
-            json.dump(dict(options=options, machine=machine, results=rows), file, indent=2,
-                      default=lambda value: value.item() if hasattr(value, 'item') else str(value))
+        content = dict(options=vars(args), machine=machine, results=rows)
+        Path(args.json).write_text(json.dumps(content, indent=2, default=str))
+    if getattr(args, 'picture', None):
+        size = rows[0]['setting'].partition(', ')[0] + ', '
+        draw_speeds({row['setting'].removeprefix(size): row['ratio'] for row in rows
+                     if row['setting'].startswith(size) and row['network_ms']},
+                    f'{size}times the speed of MMSegmentation', args.picture)
 
 
 if __name__ == '__main__':

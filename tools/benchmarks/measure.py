@@ -1,146 +1,123 @@
-"""What the benchmarks share: paired times, memory, and their command-line arguments."""
-import argparse
+"""What the benchmarks share: times in turns, memory, and the same inputs and networks."""
 import ctypes
 import gc
-import statistics
-import time
-import weakref
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.structures import PixelData
+from torch.optim.swa_utils import update_bn
+from torch.utils.benchmark import timer  # It waits for the GPU first.
+
+from mmseg.models import BaseSegmentor
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+MMSEG = 'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py'
 
 
-def size(text):
-    """'512x1024' -> (512, 1024): height and width."""
-    try:
-        height, width = map(int, text.lower().split('x'))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'{text}: expected HxW, such as 512x1024') from None
-    return height, width
+def time_in_turns(steps: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, after one of each that warms up; in every round another is first."""
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
+    for _ in range(rounds):
+        order.append(order.pop(0))
+        for name in order:
+            start = timer()
+            steps[name]()
+            times[name].append(timer() - start)
+    return times
 
 
-def seconds(step):
-    """Time of one call, the GPU's work included."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def ratios(base: list[float], own: list[float]) -> dict[str, Any]:
+    """How many times as fast as the base: median and quartiles over the rounds."""
+    low, median, high = np.quantile(np.divide(base, own), (0.25, 0.5, 0.75)).tolist()
+    return dict(ratio=median, ratio_quartiles=[low, high])
 
 
-def compare(theirs, ours, pairs):
-    """Times of interleaved pairs, after a first of each that warms up.
-
-    Returns:
-        Medians in ms, and the median and the quartiles of the pairs' ratios (theirs / ours).
-    """
-    theirs(), ours()
-    times = []
-    for i in range(pairs):
-        if i % 2:  # neither is always the first
-            times.append((seconds(theirs), seconds(ours)))
-        else:
-            times.append((seconds(ours), seconds(theirs))[::-1])
-    ratios = sorted(a / b for a, b in times)
-    quarter = len(ratios) // 4
-    return dict(
-        mmseg_ms=1000 * statistics.median(a for a, _ in times),
-        ours_ms=1000 * statistics.median(b for _, b in times),
-        ratio=statistics.median(ratios),
-        ratio_quartiles=[ratios[quarter], ratios[-1 - quarter]])
+def compare(theirs: Callable, ours: Callable, pairs: int) -> dict[str, Any]:
+    """Medians in ms and the ratio of two steps that do the same."""
+    times = time_in_turns(dict(mmseg_ms=theirs, ours_ms=ours), pairs)
+    medians = {name: 1000 * float(np.median(values)) for name, values in times.items()}
+    return {**medians, **ratios(*times.values())}
 
 
-def peak_mb(step, device='cpu'):
+def peak_mb(step: Callable, device: str = 'cpu') -> float:
     """Megabytes that a call needs at most, beyond what is held before it.
 
-    On the CPU the resident memory of the process, as Linux counts it, so that what libraries
-    allocate behind PyTorch's back is in it; on a GPU PyTorch's own count.
+    On a GPU by PyTorch's count. On the CPU the resident memory as Linux counts it, since other
+    libraries than PyTorch allocate, too.
     """
     gc.collect()
     if device != 'cpu':
-        torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
-        torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    ctypes.CDLL('libc.so.6').malloc_trim(0)
-    with open('/proc/self/clear_refs', 'w') as file:
-        file.write('5')  # the peak starts anew from here
+    ctypes.CDLL('libc.so.6').malloc_trim(0)  # Freed memory would hide what the call needs.
+    Path('/proc/self/clear_refs').write_text('5')  # The peak, VmHWM, starts anew.
     before = _resident_kb('VmRSS')
     step()
     return (_resident_kb('VmHWM') - before) * 1024 / 1e6
 
 
-def _resident_kb(name):
-    with open('/proc/self/status') as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name))
+def _resident_kb(name: str) -> int:
+    return int(re.findall(rf'{name}:\s+(\d+)', Path('/proc/self/status').read_text())[0])
 
 
-class _Kept:
-    """A tensor saved for backward, countable for as long as the graph holds it."""
+def draw_batch(batch: int, crop: tuple[int, int], classes: int) -> dict[str, list]:
+    """What the data loader yields: uint8 images and label maps, a tenth of them ignored."""
+    height, width = crop
+    generator = torch.Generator().manual_seed(0)
+    grid = (batch, 1, height // 16 + 1, width // 16 + 1)
+    labels = torch.randint(0, classes, grid, generator=generator)
+    labels[torch.rand(grid, generator=generator) < 0.1] = 255
+    labels = labels.repeat_interleave(16, 2).repeat_interleave(16, 3)[..., :height, :width]
+    images = torch.randint(
+        0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label.contiguous())) for label in labels]
+    return dict(inputs=list(images), data_samples=samples)
 
-    def __init__(self, tensor):
-        self.tensor = tensor
+
+def mmseg_config(ours: Config) -> Config:
+    """MMSegmentation's own config, with the classes, the normalisation and the loss of ours.
+
+    Raises:
+        SystemExit: If MMSegmentation has no such network.
+    """
+    backbone = ours.model.backbone
+    if backbone.get('bga_upsample', 'bilinear') != 'bilinear' or not backbone.get('bga_bias', True):
+        raise SystemExit('MMSegmentation has bilinear upsampling and biases in the aggregation: '
+                         "expected a config without bga_upsample='nearest' and bga_bias=False")
+    config = get_config(MMSEG)
+    for key in ('mean', 'std', 'bgr_to_rgb'):
+        config.model.data_preprocessor[key] = ours.model.data_preprocessor[key]
+    for head in (config.model.decode_head, *config.model.auxiliary_head):
+        head.num_classes = ours.model.decode_head.num_classes
+        head.loss_decode.avg_non_ignore = True  # Ours averages over the valid pixels, too.
+    return config
 
 
-def saved_mb(forward):
-    """Megabytes that autograd keeps from forward to backward, each tensor once."""
-    kept = weakref.WeakSet()  # what no backward will ask for goes at once
-
-    def pack(tensor):
-        box = _Kept(tensor)
-        kept.add(box)
-        return box
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
-        result = forward()
-    sizes = {box.tensor.data_ptr(): box.tensor.nbytes for box in kept}
-    del result
-    return sum(sizes.values()) / 1e6
+def build_model(config: Config, device: str) -> BaseSegmentor:
+    """The network of a config, for one device."""
+    return revert_sync_batchnorm(MODELS.build(config.model)).to(device)
 
 
 @torch.no_grad()
-def balance(model, batch):
-    """Makes every class of an untrained network win somewhere: labels with borders between them.
-
-    Args:
-        model (EncoderDecoder): Its running statistics and ``conv_seg`` are changed.
-        batch (dict): Images as the DataLoader gives them.
-    """
-    inputs = model.data_preprocessor(batch, False)['inputs']
-    # quarters of the picture: the context embedding normalises over the images of a batch
-    inputs = torch.cat(inputs.chunk(4, dim=3))
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1
-    model.train()(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+def balance(model: BaseSegmentor, images: list[torch.Tensor]) -> None:
+    """Lets every class of an untrained network win somewhere, so that labels have borders."""
+    inputs = model.data_preprocessor(dict(inputs=images))['inputs']
+    # The context embedding normalises over the images of a batch: it needs more than one.
+    update_bn([torch.cat(inputs.chunk(4, dim=3))], model)
     logits = model.eval()(inputs)
     seg, deviation = model.decode_head.conv_seg, logits.std((0, 2, 3))
     seg.bias.sub_(logits.mean((0, 2, 3))).div_(deviation)
     seg.weight.div_(deviation[:, None, None, None])
-
-
-def as_mmseg(model):
-    """A model config of ours with MMSegmentation's own parts; the weights of one fit the other.
-
-    Args:
-        model (ConfigDict): It is changed.
-
-    Raises:
-        SystemExit: If MMSegmentation cannot build this network.
-    """
-    backbone = model.backbone
-    if backbone.get('bga_upsample', 'bilinear') != 'bilinear' or not backbone.get('bga_bias', True):
-        raise SystemExit('MMSegmentation has bilinear upsampling and biases in the aggregation: '
-                         "expected a config without bga_upsample='nearest' and bga_bias=False")
-    model.type, model.backbone = 'EncoderDecoder', dict(type='BiSeNetV2')
-    model.data_preprocessor.type = 'SegDataPreProcessor'
-    model.data_preprocessor.pop('channels_last', None)
-    for head in (model.decode_head, *model.auxiliary_head):
-        head.type, head.loss_decode = 'FCNHead', dict(type='CrossEntropyLoss')
-    return model
