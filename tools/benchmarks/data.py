@@ -14,7 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from benchmarks.measure import compare, peak_mb
+from benchmarks.measure import compare
 from mmengine.dataset import BaseDataset
 from PIL import Image
 
@@ -47,16 +47,12 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
                 type='mmseg_bisenetv2.RandomResizeCrop', scale=scale, **crop))
             take_theirs, take_ours = (
                 partial(take, dataset, itertools.count()) for dataset in (theirs, ours))
-            times = compare(take_theirs, take_ours, args.pairs)
             both = [(sample(theirs, seed), sample(ours, seed)) for seed in range(SAMPLES)]
             inputs = [(a['inputs'].int(), b['inputs'].int()) for a, b in both]
             labels = [[x['data_samples'].gt_sem_seg.data for x in pair] for pair in both]
             rows.append(dict(
                 setting=f'{args.size[0]}x{args.size[1]}, crop {args.crop[0]}x{args.crop[1]}, '
-                        f'{source}', **times,
-                mmseg_images_per_s=1000 * SAMPLES / times['mmseg_ms'],
-                ours_images_per_s=1000 * SAMPLES / times['ours_ms'],
-                mmseg_peak_mb=peak_mb(take_theirs), ours_peak_mb=peak_mb(take_ours),
+                        f'{source}', **compare(take_theirs, take_ours, SAMPLES, args),
                 png_mb=sum(path.stat().st_size for path in files[0]) / IMAGES / 1e6,
                 largest_grey_difference=max((a - b).abs().max().item() for a, b in inputs),
                 equal_labels=min((a == b).double().mean().item() for a, b in labels)))

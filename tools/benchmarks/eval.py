@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from benchmarks.data import FOLDERS, SUFFIXES, draw_images
-from benchmarks.measure import balance, build_model, compare, mmseg_config, peak_mb
+from benchmarks.measure import balance, build_model, compare, mmseg_config
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
@@ -59,15 +59,11 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         ours = Evaluation('mmseg_bisenetv2.', config, root, args)
         balance(theirs.model, [theirs.dataset[0]['inputs']])
         ours.model.load_state_dict(theirs.model.state_dict())
-        times = compare(theirs.run, ours.run, args.pairs)
         labels = [torch.stack([each.predict(i)[0].pred_sem_seg.data for i in range(IMAGES)])
                   for each in (theirs, ours)]
         return [dict(
-            setting=f'{args.size[0]}x{args.size[1]}, {args.classes} classes', **times,
-            mmseg_images_per_s=1000 * IMAGES / times['mmseg_ms'],
-            ours_images_per_s=1000 * IMAGES / times['ours_ms'],
-            mmseg_peak_mb=peak_mb(theirs.run, args.device),
-            ours_peak_mb=peak_mb(ours.run, args.device),
-            mmseg_miou=theirs.run()['mIoU'], ours_miou=ours.run()['mIoU'],
+            setting=f'{args.size[0]}x{args.size[1]}, {args.classes} classes',
+            **compare(theirs.run, ours.run, IMAGES, args),
+            mmseg_miou=float(theirs.run()['mIoU']), ours_miou=float(ours.run()['mIoU']),
             differing_pixels=int((labels[0] != labels[1]).sum()), pixels=labels[0].numel(),
             predicted_classes=len(labels[0].unique()))]

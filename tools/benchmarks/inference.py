@@ -50,11 +50,13 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         network[name].append(predictors[name].network_seconds)
         return labels
 
-    whole = {'MMSegmentation': lambda: to_labels(inference_model(stock, frames)),
-             **{name: partial(predict, name) for name in predictors}}
-    parts = dict(network=partial(stock, inputs, mode='tensor'),
-                 **postprocessing(stock, stock(inputs, mode='tensor'), args.size))
-    steps: dict[str, Callable] = {**whole, **parts}
+    whole: dict[str, Callable] = {
+        'MMSegmentation': lambda: to_labels(inference_model(stock, frames)),
+        **{name: partial(predict, name) for name in predictors}}
+    parts: dict[str, Callable] = {
+        'network': partial(stock, inputs, mode='tensor'),
+        **postprocessing(stock, stock(inputs, mode='tensor'), args.size)}
+    steps = {**whole, **parts}
     labels = {name: step()[0] for name, step in steps.items()}
     times = time_in_turns(steps, args.pairs)
     network['MMSegmentation'] = times.pop('network')

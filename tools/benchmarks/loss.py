@@ -18,7 +18,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     height, width = args.crop
     samples = [sample.to(args.device) for sample in
                draw_batch(args.batch, args.crop, args.classes)['data_samples']]
-    logits = [
+    logits: list[Any] = [
         (3 * torch.randn(args.batch, args.classes, -(-height // stride), -(-width // stride))
          ).to(args.device).requires_grad_() for stride in STRIDES]
     cfg = dict(in_channels=1, channels=1, num_classes=args.classes, sampler=dict(
@@ -29,14 +29,14 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         cfg, type='mmseg_bisenetv2.FCNHead',
         loss_decode=dict(type='mmseg_bisenetv2.UpsampleCrossEntropy')))
 
-    def forward(head: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
+    def forward(head: Any) -> list[dict[str, torch.Tensor]]:
         return [head.loss_by_feat(x, samples) for x in logits]
 
-    def step(head: torch.nn.Module) -> list[tuple[float, float, torch.Tensor]]:
+    def step(head: Any) -> list[tuple[float, float, torch.Tensor]]:
         for x in logits:
             x.grad = None
         results = forward(head)
-        sum(result['loss_ce'] for result in results).backward()
+        torch.stack([result['loss_ce'] for result in results]).sum().backward()
         return [(result['loss_ce'].item(), result['acc_seg'].item(), x.grad.double())
                 for result, x in zip(results, logits, strict=True)]
 
@@ -44,7 +44,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     mmseg_saved, ours_saved = (saved_mb(partial(forward, head)) for head in (theirs, ours))
     return [dict(
         setting=f'{args.batch} x {height}x{width}, {args.classes} classes',
-        **compare(partial(step, theirs), partial(step, ours), args.pairs),
+        **compare(partial(step, theirs), partial(step, ours), args.batch, args),
         mmseg_saved_mb=mmseg_saved, ours_saved_mb=ours_saved, saved_share=ours_saved / mmseg_saved,
         loss_difference=max(abs(b[0] / a[0] - 1) for a, b in both),
         accuracy_difference=max(abs(b[1] - a[1]) for a, b in both),

@@ -2,6 +2,7 @@
 import ctypes
 import gc
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,16 @@ def ratios(base: list[float], own: list[float]) -> dict[str, Any]:
     return dict(ratio=median, ratio_quartiles=[low, high])
 
 
-def compare(theirs: Callable, ours: Callable, pairs: int) -> dict[str, Any]:
-    """Medians in ms and the ratio of two steps that do the same."""
-    times = time_in_turns(dict(mmseg_ms=theirs, ours_ms=ours), pairs)
-    medians = {name: 1000 * float(np.median(values)) for name, values in times.items()}
-    return {**medians, **ratios(*times.values())}
+def compare(theirs: Callable, ours: Callable, images: int, args: Namespace) -> dict[str, Any]:
+    """Time, speed and memory of two steps that do the same with some images."""
+    steps = dict(mmseg=theirs, ours=ours)
+    times = time_in_turns(steps, args.pairs)
+    figures: dict[str, Any] = {}
+    for name, step in steps.items():
+        median = float(np.median(times[name]))
+        figures.update({f'{name}_ms': 1000 * median, f'{name}_images_per_s': images / median,
+                        f'{name}_peak_mb': peak_mb(step, args.device)})
+    return {**figures, **ratios(times['mmseg'], times['ours'])}
 
 
 def peak_mb(step: Callable, device: str = 'cpu') -> float:
@@ -58,19 +64,21 @@ def peak_mb(step: Callable, device: str = 'cpu') -> float:
     """
     gc.collect()
     if device != 'cpu':
-        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
         step()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return (torch.cuda.max_memory_allocated() - held) / 1e6
     ctypes.CDLL('libc.so.6').malloc_trim(0)  # Freed memory would hide what the call needs.
     Path('/proc/self/clear_refs').write_text('5')  # The peak, VmHWM, starts anew.
-    before = _resident_kb('VmRSS')
+    before = resident_mb('VmRSS')
     step()
-    return (_resident_kb('VmHWM') - before) * 1024 / 1e6
+    return resident_mb('VmHWM') - before
 
 
-def _resident_kb(name: str) -> int:
-    return int(re.findall(rf'{name}:\s+(\d+)', Path('/proc/self/status').read_text())[0])
+def resident_mb(name: str) -> float:
+    """A figure of Linux about this process."""
+    status = Path('/proc/self/status').read_text()
+    return int(re.findall(rf'{name}:\s+(\d+) kB', status)[0]) * 1024 / 1e6
 
 
 def draw_batch(batch: int, crop: tuple[int, int], classes: int) -> dict[str, list]:

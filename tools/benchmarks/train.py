@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from benchmarks.measure import build_model, compare, draw_batch, mmseg_config, peak_mb
+from benchmarks.measure import build_model, compare, draw_batch, mmseg_config
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch.nn.utils import parameters_to_vector
@@ -32,13 +32,10 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     pair = build_pair(configs, args.device)
     theirs = partial(step, *pair[0], data, args.device, args.mmseg_amp or args.amp)
     ours = partial(step, *pair[1], data, args.device, args.amp)
-    mmseg_peak, ours_peak = peak_mb(theirs, args.device), peak_mb(ours, args.device)
-    times = compare(theirs, ours, args.pairs)
-    return [dict(
-        setting=f'{args.batch} x {args.crop[0]}x{args.crop[1]}', **times,
-        mmseg_images_per_s=1000 * args.batch / times['mmseg_ms'],
-        ours_images_per_s=1000 * args.batch / times['ours_ms'], mmseg_peak_mb=mmseg_peak,
-        ours_peak_mb=ours_peak, peak_share=ours_peak / mmseg_peak, **differences)]
+    figures = compare(theirs, ours, args.batch, args)
+    share = figures['ours_peak_mb'] / figures['mmseg_peak_mb']
+    return [dict(setting=f'{args.batch} x {args.crop[0]}x{args.crop[1]}', **figures,
+                 peak_share=share, **differences)]
 
 
 def build_pair(configs: tuple[Config, Config], device: str
