@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+import mmseg_bisenetv2  # noqa: F401 - before the tools import mmseg
+
 ROOT = Path(__file__).parents[1]
 
 
