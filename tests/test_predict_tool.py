@@ -14,7 +14,7 @@ from mmengine.runner import save_checkpoint
 
 import mmseg_bisenetv2.deploy
 from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
-from mmseg_bisenetv2.deploy import stream
+from mmseg_bisenetv2.video.writers import LABEL_ID_OF_TRAIN_ID
 
 from mmseg.apis import inference_model, init_model
 from mmseg.datasets import CityscapesDataset
@@ -249,7 +249,7 @@ def test_pictures_and_videos_through_the_network(tmp_path):
         reference = inference_model(model, image).pred_sem_seg.data[0].numpy()
         assert (labels == reference).mean() > .999
         ids = cv2.imread(str(tmp_path / f'out/label-ids/{name}.png'), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(ids, stream.LABEL_ID_OF_TRAIN_ID[labels])
+        assert np.array_equal(ids, LABEL_ID_OF_TRAIN_ID[labels])
     overlay = cv2.imread(str(tmp_path / 'out/overlay/a.jpg'))
     expected = predictor.overlay(scenes[0], predictor(scenes[0]))
     assert np.abs(overlay.astype(int) - expected).mean() < 8  # JPEG

@@ -13,7 +13,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mmseg_bisenetv2  # noqa: F401
-from mmseg_bisenetv2.deploy import stream
+from mmseg_bisenetv2.deploy.image import read_image
+from mmseg_bisenetv2.video.pipeline import (
+    MAX_WAITING,
+    FrameQueue,
+    check_display,
+    predict_all,
+)
+from mmseg_bisenetv2.video.sources import (
+    Frame,
+    Source,
+    count_frames,
+    find_sources,
+    read_frames,
+    silence_decoders,
+)
+from mmseg_bisenetv2.video.writers import OUTPUTS, VideoFile, Writer
 
 from mmseg.datasets import CityscapesDataset
 
@@ -79,18 +94,15 @@ def save(path, image):
     return path
 
 
-def picture(path):
-    frame, = stream.read_frames(stream.Source(str(path), 'name', 'picture'))
-    return frame.image
-
-
-def run(inputs, out, predictor=None, outputs=('overlay',), **kwargs):
-    """The report, with the problems of both steps, and the files written."""
+def run(inputs, out, predictor=None, outputs=('overlay',), show=False, stopped=lambda: False,
+        progress=lambda: None, **reading):
+    """The summary, with the problems of both steps, and the files written."""
     predictor = predictor or Fake()
-    sources, problems = stream.find_sources(inputs, out)
-    writer = stream.Writer(predictor, str(out), sources, outputs)
+    sources, problems = find_sources(inputs, out)
+    writer = Writer(predictor, str(out), sources, outputs)
     predictor.writer = writer  # kept, or its end would complete the videos, too
-    report = stream.predict_all(predictor, sources, writer, **kwargs)
+    report = predict_all(predictor, sources, writer, functools.partial(read_frames, **reading),
+                         show, stopped, progress)
     report.problems[:0] = problems
     files = sorted(str(path.relative_to(out)) for path in out.rglob('*') if path.is_file())
     assert writer.files == Counter(name.split('/')[0] for name in files)
@@ -117,8 +129,8 @@ def test_every_frame_once_and_in_order(tmp_path, every, max_frames):
     assert files == ['overlay/clip.mp4'] and not report.problems and not report.dropped
     assert numbers(tmp_path / 'out/overlay/clip.mp4') == expected
     assert read_video(tmp_path / 'out/overlay/clip.mp4')[1] == pytest.approx(30 / every, abs=.01)
-    assert stream.count_frames(
-        stream.find_sources([clip], 'out')[0], every, max_frames) == len(expected)
+    assert count_frames(
+        find_sources([clip], 'out')[0], every, max_frames) == len(expected)
 
 
 def test_rate_that_is_given_replaces_that_of_the_video(tmp_path):
@@ -129,7 +141,7 @@ def test_rate_that_is_given_replaces_that_of_the_video(tmp_path):
 
 def test_all_outputs_of_a_video(tmp_path):
     clip = make_video(tmp_path / 'clip.mp4', 5)
-    _, files = run([clip], tmp_path / 'out', outputs=stream.OUTPUTS * 2)
+    _, files = run([clip], tmp_path / 'out', outputs=OUTPUTS * 2)
     frames = [f'clip.frames/{index:06d}.png' for index in range(5)]
     assert files == [*(f'label-ids/{name}' for name in frames),
                      *(f'labels/{name}' for name in frames),
@@ -146,7 +158,7 @@ def test_all_outputs_of_a_video(tmp_path):
 
 def test_odd_sizes_lose_no_row(tmp_path):
     stem, image = str(tmp_path / 'odd'), cv2.resize(numbered(5), (161, 33))
-    video = stream.VideoFile(stem, image, 25)
+    video = VideoFile(stem, image, 25)
     for _ in range(3):
         video.write(image, 1)
     video.close()
@@ -156,7 +168,7 @@ def test_odd_sizes_lose_no_row(tmp_path):
 
 
 def test_frame_of_another_size_is_kept(tmp_path):
-    video = stream.VideoFile(str(tmp_path / 'a'), numbered(1), 25)
+    video = VideoFile(str(tmp_path / 'a'), numbered(1), 25)
     for index, height in ((1, 16), (2, 48), (3, 16)):
         video.write(numbered(index, height), 1)
     video.close()
@@ -173,7 +185,7 @@ def test_rate_that_mpeg4_has_not_becomes_motion_jpeg(tmp_path):
 
 def test_no_writer_at_all(tmp_path):
     with pytest.raises(OSError, match=r'160x16 at 25 frames.*neither'):
-        stream.VideoFile(str(tmp_path / 'no/folder'), numbered(0), 25)
+        VideoFile(str(tmp_path / 'no/folder'), numbered(0), 25)
 
 
 def test_damaged_videos_are_kept_as_far_as_they_go(tmp_path):
@@ -254,10 +266,10 @@ def test_camera_without_a_picture_is_listed(tmp_path, monkeypatch):
 
 
 def test_camera_replaces_no_frame_of_a_file():
-    channel = stream.Channel()
-    source, camera = stream.Source('a', 'a', 'video'), stream.Source('0', 'camera0', 'live')
-    waiting = [stream.Frame(source, 0, None, 25), stream.Frame(source, 1, None, 25),
-               stream.Frame(camera, 0, None, 25, True), stream.Frame(camera, 1, None, 25, True)]
+    channel = FrameQueue()
+    source, camera = Source('a', 'a', 'film'), Source('0', 'camera0', 'live')
+    waiting = [Frame(source, 0, None, 25), Frame(source, 1, None, 25),
+               Frame(camera, 0, None, 25, True), Frame(camera, 1, None, 25, True)]
     for frame in waiting:
         assert channel.put(frame)
     channel.close()
@@ -269,7 +281,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
     """However slow the network and the encoder are, few frames are under way."""
     lead = []
 
-    class Writer(stream.Writer):
+    class Counting(Writer):
         done = 0
 
         def write(self, frame, labels):
@@ -282,14 +294,14 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
 
     camera = Camera(3000, fps=25., grabbed=grabbed)
     monkeypatch.setattr(cv2, 'VideoCapture', lambda path: camera)
-    source = stream.Source('film.mp4', 'film', 'video')
+    source = Source('film.mp4', 'film', 'film')
     fake = Fake()
-    writer = Writer(fake, str(tmp_path), [source])
-    report = stream.predict_all(fake, [source], writer)
+    writer = Counting(fake, str(tmp_path), [source])
+    report = predict_all(fake, [source], writer)
     assert report.frames == writer.done == 3000
     assert fake.seen == [index % 2 ** BITS for index in range(3000)]
     # both queues, one frame in each of the three hands, and one being read
-    assert 4 < max(lead) <= 2 * stream.WAITING + 4
+    assert 4 < max(lead) <= 2 * MAX_WAITING + 4
 
 
 @pytest.fixture
@@ -369,17 +381,17 @@ def test_stopped(tmp_path):
 def test_an_input_is_never_overwritten(tmp_path):
     clip = make_video(tmp_path / 'overlay/clip.mp4', 60)
     before = clip.read_bytes()
-    sources, _ = stream.find_sources([clip], tmp_path)
-    writer = stream.Writer(Fake(), str(tmp_path), sources)
+    sources, _ = find_sources([clip], tmp_path)
+    writer = Writer(Fake(), str(tmp_path), sources)
     with pytest.raises(OSError, match=r'clip\.mp4 is an input.*--out'):
-        stream.predict_all(Fake(), sources, writer)
+        predict_all(Fake(), sources, writer)
     assert clip.read_bytes() == before
     image = save(tmp_path / 'labels/a.png', numbered(1))
-    sources, _ = stream.find_sources([image], tmp_path)
+    sources, _ = find_sources([image], tmp_path)
     before = image.read_bytes()
     with pytest.raises(OSError, match='is an input'):
-        stream.predict_all(
-            Fake(), sources, stream.Writer(Fake(), str(tmp_path), sources, ['labels']))
+        predict_all(
+            Fake(), sources, Writer(Fake(), str(tmp_path), sources, ['labels']))
     assert image.read_bytes() == before
 
 
@@ -396,8 +408,8 @@ def test_progress_counts_every_frame(tmp_path):
     make_video(tmp_path / 'in/b.mp4', 7)
     calls = []
     run([tmp_path / 'in'], tmp_path / 'out', progress=lambda: calls.append(1))
-    assert len(calls) == 8 == stream.count_frames(
-        stream.find_sources([tmp_path / 'in'], tmp_path / 'out')[0])
+    assert len(calls) == 8 == count_frames(
+        find_sources([tmp_path / 'in'], tmp_path / 'out')[0])
 
 
 # Names
@@ -410,7 +422,7 @@ def test_names_keep_the_folders(tmp_path):
             tmp_path / name).write_bytes(b'')
 
     def names(*inputs):
-        sources, problems = stream.find_sources(inputs, tmp_path / 'out')
+        sources, problems = find_sources(inputs, tmp_path / 'out')
         return [source.name for source in sources], problems
 
     assert names(tmp_path) == (['[odd]/x', 'a/deep/x', 'a/x', 'a/x', 'a/x_2', 'b/x'], [])
@@ -437,18 +449,18 @@ def test_pictures(tmp_path):
             b'MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0', np.uint8)])
     assert ok
     (tmp_path / 'turned.png').write_bytes(data.tobytes())
-    assert np.array_equal(picture(tmp_path / 'turned.png'), np.rot90(image, -1))
+    assert np.array_equal(read_image(tmp_path / 'turned.png'), np.rot90(image, -1))
     gray, alpha = image[..., 0], np.dstack([image, image[..., 1]])
     for name, stored, expected in (
             ('gray', gray, np.dstack([gray] * 3)), ('alpha', alpha, image),
             ('deep', image.astype(np.uint16) * 257, image)):
         save(tmp_path / f'{name}.png', stored)
-        assert np.array_equal(picture(tmp_path / f'{name}.png'), expected)
-    _, files = run([tmp_path / '*.png'], tmp_path / 'out', outputs=stream.OUTPUTS)
+        assert np.array_equal(read_image(tmp_path / f'{name}.png'), expected)
+    _, files = run([tmp_path / '*.png'], tmp_path / 'out', outputs=OUTPUTS)
     assert len(files) == 4 * 4
     for name, shape in (('turned', (160, 40)), ('gray', (40, 160))):
         labels = cv2.imread(str(tmp_path / f'out/labels/{name}.png'), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(labels, picture(tmp_path / f'{name}.png')[..., 0])
+        assert np.array_equal(labels, read_image(tmp_path / f'{name}.png')[..., 0])
         overlay = cv2.imread(str(tmp_path / f'out/overlay/{name}.jpg'))
         assert overlay.shape == (*shape, 3)
         both = cv2.imread(str(tmp_path / f'out/side-by-side/{name}.jpg'))
@@ -457,16 +469,16 @@ def test_pictures(tmp_path):
 
 def test_label_ids_are_those_of_the_benchmark_server(tmp_path):
     labels = np.uint8(list(OFFICIAL))[None]
-    source = stream.Source('x.png', 'frankfurt/frankfurt_000000_000294_leftImg8bit', 'picture')
-    writer = stream.Writer(Fake(), str(tmp_path), [source], ['label-ids'])
-    writer.write(stream.Frame(source, 0, np.zeros((1, 20, 3), np.uint8)), labels)
+    source = Source('x.png', 'frankfurt/frankfurt_000000_000294_leftImg8bit', 'image')
+    writer = Writer(Fake(), str(tmp_path), [source], ['label-ids'])
+    writer.write(Frame(source, 0, np.zeros((1, 20, 3), np.uint8)), labels)
     written = cv2.imread(
         str(tmp_path / f'label-ids/{source.name}.png'), cv2.IMREAD_UNCHANGED)
     assert written.dtype == np.uint8 and written.tolist() == [list(OFFICIAL.values())]
     other = Fake()
     other.classes = ('sky', 'tree')
     with pytest.raises(ValueError, match=r'sky, tree.*--write labels'):
-        stream.Writer(other, str(tmp_path), [], ['label-ids'])
+        Writer(other, str(tmp_path), [], ['label-ids'])
 
 
 def test_unreadable_pictures_do_not_stop_the_rest(tmp_path):
@@ -501,7 +513,7 @@ def test_any_bytes_are_a_picture_or_an_error_that_names_the_file(tmp_path, data)
     path = tmp_path / 'any.png'
     path.write_bytes(data)
     try:
-        image = picture(path)
+        image = read_image(path)
     except (OSError, ValueError) as error:
         assert str(path) in str(error)
     else:
@@ -524,12 +536,12 @@ def test_show_ends_with_q(tmp_path, monkeypatch):
 def test_no_window_is_said_before_opencv_aborts(monkeypatch):
     monkeypatch.setattr(cv2, 'currentUIFramework', lambda: '')
     with pytest.raises(RuntimeError, match='pip install opencv-python'):
-        stream.check_display()
+        check_display()
     monkeypatch.setattr(cv2, 'currentUIFramework', lambda: 'QT')
     monkeypatch.setattr('sys.platform', 'linux')
     for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RuntimeError, match='WAYLAND_DISPLAY'):
-        stream.check_display()
+        check_display()
     monkeypatch.setitem(os.environ, 'DISPLAY', ':0')
-    stream.check_display()
+    check_display()
