@@ -1,9 +1,12 @@
 """The command line: what it prints, how it ends, and what it leaves behind."""
+import fcntl
+import os
 import runpy
 import signal
 import subprocess
 import sys
-import textwrap
+import termios
+import time
 from pathlib import Path
 
 import cv2
@@ -11,35 +14,17 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import save_checkpoint
+from tool_process import TOOL, tool_process
+from tool_process import FakePredictor as Fake
 
 import mmseg_bisenetv2.deploy
 from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
 from mmseg_bisenetv2.video.writers import LABEL_ID_OF_TRAIN_ID
 
 from mmseg.apis import inference_model, init_model
-from mmseg.datasets import CityscapesDataset
 
 ROOT = Path(__file__).parents[1]
-TOOL = ROOT / 'tools/predict.py'
 CONFIG = ROOT / 'configs/bisenetv2_fcn_toy-cityscapes.py'
-
-
-class Fake:
-    """Stands for Predictor, and keeps what it was made of."""
-
-    made = None
-    network_seconds = 0.001
-    backend, precision = 'a backend', 'a precision'
-    classes = CityscapesDataset.METAINFO['classes']
-
-    def __init__(self, *args, **kwargs):
-        Fake.made = args, kwargs
-
-    def __call__(self, image):
-        return image[..., 0].copy()
-
-    def overlay(self, image, labels, opacity=0.5):
-        return image
 
 
 def save(path, value=7):
@@ -66,8 +51,11 @@ def count(path):
 @pytest.fixture
 def tool(monkeypatch, capfd):
     """Runs the tool in this process, with the fake: exit code, output, errors."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    handlers = {number: signal.getsignal(number) for number in numbers}
     monkeypatch.setattr(mmseg_bisenetv2.deploy, 'Predictor', Fake)
+    for name in ('OPENCV_LOG_LEVEL', 'OPENCV_FFMPEG_LOGLEVEL'):
+        monkeypatch.setenv(name, '')  # the tool leaves them as they are
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
@@ -177,44 +165,123 @@ def test_no_display(tool, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('arguments', [
-    [], ['--config', 'c.py', '--model', 'm.onnx'], ['--model', 'm.onnx', '--every', '0']])
+    [], ['--config', 'c.py', '--model', 'm.onnx'], *(
+        ['--model', 'm.onnx', *option.split()] for option in (
+            '--every 0', '--opacity 1.1', '--opacity -0.1', '--opacity nan', '--fps 0', '--fps -25',
+            '--fps inf', '--fps 1001', '--max-pixels 0', '--backend tensorrt', '--precision fp8'))])
 def test_wrong_arguments(tool, tmp_path, arguments):
-    assert tool('x.png', '--out', tmp_path, *arguments)[0] == 2
+    code, _, errors = tool('x.png', '--out', tmp_path, *arguments)
+    assert code == 2
+    if len(arguments) == 4 and '--config' not in arguments:
+        assert f'error: argument {arguments[2]}: ' in errors and arguments[3] in errors
 
 
-@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_help_lists_the_choices(tool):
+    code, text, _ = tool('--help')
+    assert code == 0 and '{auto,torch,openvino,onnxruntime}' in text
+    assert '{auto,fp32,bf16,fp16,int8}' in text
+
+
+def test_backends_are_those_of_the_predictor():
+    with pytest.raises(ValueError, match='backend=') as caught:
+        mmseg_bisenetv2.deploy.Predictor(CONFIG, backend='none', device='cpu')
+    for name in ('auto', 'torch', 'openvino', 'onnxruntime'):
+        assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize('number, code', [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_leaves_a_whole_video(tmp_path, number, code):
-    (tmp_path / 'run.py').write_text(textwrap.dedent(f'''
-        import runpy, sys, time
-        sys.path.insert(0, {str(ROOT)!r})
-        sys.path.insert(0, {str(ROOT / 'tests')!r})
-        import mmseg_bisenetv2.deploy
-        from test_predict_tool import Fake
-
-        class Slow(Fake):
-            def __call__(self, image):
-                print('frame', flush=True)
-                time.sleep(.02)
-                return super().__call__(image)
-
-        mmseg_bisenetv2.deploy.Predictor = Slow
-        sys.argv = ['predict.py', *sys.argv[1:]]
-        runpy.run_path({str(TOOL)!r}, run_name='__main__')
-    '''))
     clip = make_video(tmp_path / 'clip.mp4', 2000)
+    film, log = tmp_path / 'out/overlay/clip.mp4', tmp_path / 'log'
+    with tool_process([clip, '--model', 'm.onnx', '--out', tmp_path / 'out'], log,
+                      seconds=.02) as process:
+        wait_for(film.exists)
+        time.sleep(.2)
+        os.kill(process.pid, number)
+        if number == signal.SIGHUP:  # it comes twice, from the shell and from the system
+            os.kill(process.pid, number)
+    text = log.read_text()
+    assert process.exitcode == code, text
+    frames = count(film)
+    assert 2 <= frames < 2000 and f'interrupted; {frames} frames, 0 of a camera dropped' in text
+    assert f'{tmp_path / "out"}/overlay: 1 files' in text
+    assert 'Traceback' not in text
+
+
+def test_closed_terminal_leaves_a_whole_video(tmp_path):
+    clip = make_video(tmp_path / 'clip.mp4', 2000)
+    film = tmp_path / 'out/overlay/clip.mp4'
+    ours, theirs = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, '-W', 'ignore', str(tmp_path / 'run.py'), str(clip), '--model', 'm.onnx',
-         '--out', str(tmp_path / 'out')],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(10):
-        assert process.stdout.readline() == 'frame\n', process.communicate()
-    process.send_signal(number)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    frames = count(tmp_path / 'out/overlay/clip.mp4')
-    assert 10 <= frames < 2000 and f'{frames} frames, 0 of a camera dropped' in out
-    assert f'{tmp_path / "out"}/overlay: 1 files' in out
-    assert 'Traceback' not in errors
+        [sys.executable, '-W', 'ignore', str(Path(__file__).with_name('tool_process.py')), clip,
+         '--model', 'm.onnx', '--out', tmp_path / 'out'], stdin=theirs, stdout=theirs,
+        stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+    os.close(theirs)
+    wait_for(film.exists)
+    time.sleep(.2)
+    os.close(ours)  # from here on writing to the terminal is an error
+    assert process.wait(60) == 129
+    assert 2 <= count(film) < 2000
+
+
+def test_nohup_is_respected(tool, tmp_path):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out')[0] == 0
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(.01)
+
+
+def test_pictures_beyond_the_memory_are_listed_and_the_others_go_on(tmp_path):
+    """The first is 5 kB that announce 32000x32000 pixels, the second does not fit into 600 MB."""
+    data = bytearray(cv2.imencode('.jpg', np.zeros((32, 32, 3), np.uint8))[1].tobytes())
+    size = data.find(b'\xff\xc0') + 5
+    data[size:size + 4] = (32_000).to_bytes(2, 'big') * 2
+    save(tmp_path / 'in/a.png')
+    (tmp_path / 'in/b.jpg').write_bytes(data)
+    (tmp_path / 'in/c.pbm').write_bytes(b'P4 14000 9000 ' + bytes(14_000 * 9_000 // 8))
+    save(tmp_path / 'in/d.png')
+    log = tmp_path / 'log'
+    with tool_process([tmp_path / 'in', '--model', 'm.onnx', '--out', tmp_path / 'out'], log,
+                      memory=600 * 2 ** 20) as process:
+        pass
+    text = log.read_text()
+    assert process.exitcode == 1, text
+    assert 'Traceback' not in text
+    listed = text.split('Not read, or not to the end:\n')[1].splitlines()
+    assert [line.split(': ')[0] for line in listed] == [
+        f'{tmp_path}/in/b.jpg', f'{tmp_path}/in/c.pbm'], text
+    assert '32000x32000 are 1,024,000,000 pixels, more than 134,217,728' in listed[0]
+    assert '2 frames' in text and (tmp_path / 'out/overlay/d.jpg').exists()
+
+
+def test_damaged_films_and_missing_cameras_print_a_line_each(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / 'torn.mkv'), cv2.VideoWriter_fourcc(*'XVID'), 25,
+                             (160, 120))
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        writer.write(rng.integers(0, 256, (120, 160, 3), np.uint8))
+    writer.release()
+    data = np.fromfile(tmp_path / 'torn.mkv', np.uint8)
+    data[rng.integers(2000, len(data), len(data) // 500)] = 255
+    data.tofile(tmp_path / 'torn.mkv')
+    log = tmp_path / 'log'
+    with tool_process([tmp_path / 'torn.mkv', '77', '/dev/null', '--model', 'm.onnx', '--out',
+                       tmp_path / 'out'], log) as process:
+        pass
+    assert process.exitcode == 1
+    listed = log.read_text().split('Not read, or not to the end:\n')[1].splitlines()
+    assert [line.split(': ')[0] for line in listed] == [
+        str(tmp_path / 'torn.mkv'), '77', '/dev/null']
+    # the bar, the files, the frames, the two speeds and the head of the list
+    assert len(log.read_text().splitlines()) <= len(listed) + 7, log.read_text()
 
 
 def test_pictures_and_videos_through_the_network(tmp_path):

@@ -89,7 +89,7 @@ def _read_header(content: bytes) -> tuple[int, int, str]:
     Image.init()
     for factory, accept in Image.OPEN.values():
         with contextlib.suppress(Exception):  # each format has its own kinds
-            if accept is None or accept(content[:16]) is True:
+            if accept and accept(content[:16]) is True:  # without accept anything would match
                 with factory(io.BytesIO(content), '') as image:
                     return *image.size, ''
     raise ValueError

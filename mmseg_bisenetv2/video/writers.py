@@ -102,6 +102,7 @@ class Writer:
 
         Raises:
             OSError: If that fails, or would overwrite a source.
+            MemoryError: If a picture cannot be encoded.
         """
         if frame.source is not self._source:
             self.close()
@@ -139,7 +140,9 @@ class Writer:
 
     def _write_picture(self, path: str, image: np.ndarray) -> None:
         self._protect_inputs(path)
-        data = cv2.imencode(os.path.splitext(path)[1], image)[1]
+        encoded, data = cv2.imencode(os.path.splitext(path)[1], image)
+        if not encoded:
+            raise MemoryError(f'OpenCV cannot encode {path}; is there memory for it?')
         try:
             Path(path).write_bytes(data)
         except OSError as error:  # of a full disk it does not name the file

@@ -9,8 +9,10 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.deploy.image import read_image
@@ -18,6 +20,7 @@ from mmseg_bisenetv2.video.pipeline import (
     MAX_WAITING,
     FrameQueue,
     check_display,
+    max_waiting,
     predict_all,
 )
 from mmseg_bisenetv2.video.sources import (
@@ -26,7 +29,6 @@ from mmseg_bisenetv2.video.sources import (
     count_frames,
     find_sources,
     read_frames,
-    silence_decoders,
 )
 from mmseg_bisenetv2.video.writers import OUTPUTS, VideoFile, Writer
 
@@ -266,15 +268,15 @@ def test_camera_without_a_picture_is_listed(tmp_path, monkeypatch):
 
 
 def test_camera_replaces_no_frame_of_a_file():
-    channel = FrameQueue()
+    queue, image = FrameQueue(), numbered(0)
     source, camera = Source('a', 'a', 'film'), Source('0', 'camera0', 'live')
-    waiting = [Frame(source, 0, None, 25), Frame(source, 1, None, 25),
-               Frame(camera, 0, None, 25, True), Frame(camera, 1, None, 25, True)]
+    waiting = [Frame(source, 0, image, 25), Frame(source, 1, image, 25),
+               Frame(camera, 0, image, 25, True), Frame(camera, 1, image, 25, True)]
     for frame in waiting:
-        assert channel.put(frame)
-    channel.close()
-    assert not channel.put(waiting[0])
-    assert list(channel) == [waiting[0], waiting[1], waiting[3]]
+        assert queue.put(frame)
+    queue.close()
+    assert not queue.put(waiting[0])
+    assert list(queue) == [waiting[0], waiting[1], waiting[3]]
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
@@ -350,6 +352,68 @@ def test_film_over_http_is_no_camera(tmp_path, server):
 def test_silent_address_is_listed_without_its_password(tmp_path):
     report, _ = run(['rtsp://me:secret@127.0.0.1:9/x'], tmp_path / 'out')
     assert report.problems == ['rtsp://127.0.0.1:9/x: OpenCV cannot open it as a video']
+
+
+def test_film_of_too_many_pixels(tmp_path):
+    clip = make_video(tmp_path / 'clip.mp4', 3)
+    assert not run([clip], tmp_path / 'out', max_pixels=160 * 16)[0].problems
+    report, _ = run([clip], tmp_path / 'none', max_pixels=160 * 16 - 1)
+    assert report.frames == 0 and 'clip.mp4: frames of 160x16, more than 2,559' in report.problems[0]
+
+
+# Memory that does not suffice
+
+
+def test_large_pictures_wait_one_at_a_time():
+    assert max_waiting(np.empty((1024, 2048, 3), np.uint8)) == MAX_WAITING
+    assert max_waiting(np.empty((2160, 3840, 3), np.uint8)) == MAX_WAITING
+    assert max_waiting(np.empty((4320, 7680, 3), np.uint8)) == 1
+    assert max_waiting(np.empty((10_000, 10_000, 3), np.uint8)) == 1
+
+
+@pytest.mark.parametrize('error, text', [
+    (MemoryError(), 'not enough memory'),
+    (MemoryError('Unable to allocate 8 GiB'), 'Unable to allocate 8 GiB'),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory\nat"), "can't allocate memory"),
+    (torch.OutOfMemoryError('CUDA out of memory'), 'CUDA out of memory')])
+@pytest.mark.parametrize('place', ['reading', 'predicting', 'writing'])
+def test_frames_without_memory_are_listed_and_the_others_go_on(
+        tmp_path, monkeypatch, place, error, text):
+    for index in range(1, 4):
+        save(tmp_path / f'{index}.png', numbered(index))
+    clip = make_video(tmp_path / 'clip.mp4', 5)
+
+    class Failing(Fake):
+        def __call__(self, image):
+            if place == 'predicting' and number(image) == 2:
+                raise error
+            return super().__call__(image)
+
+        def overlay(self, image, labels, opacity=0.5):
+            if place == 'writing' and number(image) == 2:
+                raise error
+            return super().overlay(image, labels, opacity)
+
+    def read(source):
+        for frame in read_frames(source):
+            if place == 'reading' and number(frame.image) == 2:
+                raise error
+            yield frame
+
+    fake = Failing()
+    sources, _ = find_sources([tmp_path / '[123].png', clip], tmp_path / 'out')
+    writer = Writer(fake, str(tmp_path / 'out'), sources)
+    report = predict_all(fake, sources, writer, read)
+    for name in ('1', '3'):
+        assert (tmp_path / f'out/overlay/{name}.jpg').exists()
+    assert not (tmp_path / 'out/overlay/2.jpg').exists()
+    # A film goes on behind the frame, whose place is taken by the next, if it can be read
+    assert numbers(tmp_path / 'out/overlay/clip.mp4') == (
+        [0, 1] if place == 'reading' else [0, 1, 3, 3, 4])
+    assert sorted(line.split(': ')[0] for line in report.problems) == [
+        f'{tmp_path}/2.png', str(clip)]
+    assert all(text in line and '\n' not in line for line in report.problems)
+    assert report.dropped == 0
 
 
 # However it ends
@@ -438,33 +502,65 @@ def test_names_keep_the_folders(tmp_path):
     assert names(*lost) == ([], [f'{text}: no picture or video there' for text in lost])
 
 
+def test_kind_is_what_opencv_makes_of_the_content(tmp_path):
+    data = {suffix: cv2.imencode(suffix, numbered(5, 64))[1].tobytes()
+            for suffix in ('.jpg', '.jp2', '.png') if cv2.haveImageWriter(suffix)}
+    for name, suffix in (('a.jfif', '.jpg'), ('b.jp2', '.jp2'), ('c', '.png'), ('d.mp4', '.png')):
+        if suffix in data:
+            (tmp_path / name).write_bytes(data[suffix])
+    make_video(tmp_path / 'film.mkv', 3)
+    (tmp_path / 'notes.txt').write_text('neither')
+    sources, problems = find_sources([tmp_path], tmp_path / 'out')
+    assert not problems
+    assert [source.kind for source in sources] == ['image'] * (len(sources) - 1) + ['film']
+    assert len(sources) == 2 + len(data)
+    named, _ = find_sources([source.address for source in sources], tmp_path / 'out')
+    assert named == sources
+
+
+def test_folder_that_links_to_itself(tmp_path):
+    for index in range(21):
+        save(tmp_path / f'in/{index:02d}.png', numbered(index))
+    (tmp_path / 'in/again').symlink_to(tmp_path / 'in')
+    (tmp_path / 'in/once more').symlink_to(tmp_path / 'in')
+    report, files = run([tmp_path / 'in', tmp_path / 'in/again'], tmp_path / 'out')
+    assert report.frames == 21 and files == [f'overlay/{index:02d}.jpg' for index in range(21)]
+
+
+def test_pipe_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    os.mkfifo(tmp_path / 'pipe.mp4')
+    save(tmp_path / 'a.png', numbered(1))
+    sources, problems = find_sources([tmp_path / 'pipe', tmp_path / 'pipe.mp4', tmp_path], 'out')
+    assert [source.name for source in sources] == ['a']
+    assert problems == [f'{tmp_path}/{name}: a pipe. Write it to a file first'
+                        for name in ('pipe', 'pipe.mp4')]
+
+
 # Pictures
 
 
-def test_pictures(tmp_path):
-    """Upright, three channels, eight bits; the outputs are as large as the picture."""
-    image = np.random.default_rng(0).integers(0, 256, (40, 160, 3), np.uint8)
-    ok, data = cv2.imencodeWithMetadata(
-        '.png', image, [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(
-            b'MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0', np.uint8)])
-    assert ok
-    (tmp_path / 'turned.png').write_bytes(data.tobytes())
-    assert np.array_equal(read_image(tmp_path / 'turned.png'), np.rot90(image, -1))
-    gray, alpha = image[..., 0], np.dstack([image, image[..., 1]])
-    for name, stored, expected in (
-            ('gray', gray, np.dstack([gray] * 3)), ('alpha', alpha, image),
-            ('deep', image.astype(np.uint16) * 257, image)):
-        save(tmp_path / f'{name}.png', stored)
-        assert np.array_equal(read_image(tmp_path / f'{name}.png'), expected)
-    _, files = run([tmp_path / '*.png'], tmp_path / 'out', outputs=OUTPUTS)
-    assert len(files) == 4 * 4
-    for name, shape in (('turned', (160, 40)), ('gray', (40, 160))):
+def test_outputs_of_pictures_are_as_large_as_they(tmp_path):
+    save(tmp_path / 'grey.png', numbered(5, 40)[..., 0])
+    turned = numbered(6, 40)
+    exif = Image.Exif()
+    exif[0x112] = 6  # orientation: to be turned clockwise
+    Image.fromarray(turned).save(tmp_path / 'turned.jpg', exif=exif)
+    _, files = run([tmp_path / '*.*g'], tmp_path / 'out', outputs=OUTPUTS)
+    assert len(files) == 2 * 4
+    for name, shape in (('turned', (160, 40)), ('grey', (40, 160))):
         labels = cv2.imread(str(tmp_path / f'out/labels/{name}.png'), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(labels, read_image(tmp_path / f'{name}.png')[..., 0])
+        assert labels.shape == shape
         overlay = cv2.imread(str(tmp_path / f'out/overlay/{name}.jpg'))
         assert overlay.shape == (*shape, 3)
         both = cv2.imread(str(tmp_path / f'out/side-by-side/{name}.jpg'))
         assert both.shape == (shape[0], 2 * shape[1], 3)
+
+
+def test_overlay_longer_than_jpeg_allows_is_png(tmp_path):
+    save(tmp_path / 'a.png', np.zeros((2, 40_000, 3), np.uint8))
+    report, files = run([tmp_path / 'a.png'], tmp_path / 'out', outputs=['overlay', 'side-by-side'])
+    assert files == ['overlay/a.jpg', 'side-by-side/a.png'] and not report.problems
 
 
 def test_label_ids_are_those_of_the_benchmark_server(tmp_path):
@@ -486,7 +582,7 @@ def test_unreadable_pictures_do_not_stop_the_rest(tmp_path):
     (tmp_path / 'in/b.png').write_bytes(b'')
     (tmp_path / 'in/c.jpg').write_bytes(b'no picture')
     (tmp_path / 'in/d.jpg').symlink_to(tmp_path / 'nowhere')  # is no file: left out
-    (tmp_path / 'in/e.ppm').write_bytes(b'P6 40000 40000 255 ')
+    (tmp_path / 'in/e.ppm').write_bytes(b'P6 40000 40000 255 ')  # 1.6 billion pixels
     save(tmp_path / 'in/f.png', numbered(4))
     fake = Fake()
     report, files = run([tmp_path / 'in'], tmp_path / 'out', fake)
