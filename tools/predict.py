@@ -11,7 +11,6 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
 from types import FrameType
 
 from rich.console import Console
@@ -35,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--write', nargs='+', choices=writers.OUTPUTS, default=['overlay'],
                         help="labels: PNG of train ids; label-ids: as Cityscapes' server takes "
                         'them; default: overlay')
-    parser.add_argument('--opacity', type=number(0, 1), default=0.5,
+    parser.add_argument('--opacity', type=float, default=0.5,
                         help='0 to 1; default: %(default)s')
     parser.add_argument('--backend', choices=('auto', 'torch', 'openvino', 'onnxruntime'),
                         default='auto', help='default: %(default)s')
@@ -49,10 +48,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--max-frames', type=positive, metavar='N', help='of each video')
     parser.add_argument('--max-pixels', type=positive, default=MAX_PIXELS, metavar='N',
                         help='larger pictures are refused unread; default: %(default)s')
-    parser.add_argument('--fps', type=number(0.01, 1000),
-                        help="to 1000; default: the video's, 25 if it tells none")
+    parser.add_argument('--fps', type=float,
+                        help="up to 1000; default: the video's, 25 if it tells none")
     parser.add_argument('--show', action='store_true', help='in a window, too; q ends')
     args = parser.parse_args()
+    if not 0 <= args.opacity <= 1:
+        parser.error(f'argument --opacity: expected 0 to 1, got {args.opacity}')
+    if args.fps is not None and not 0 < args.fps <= 1000:
+        parser.error(f'argument --fps: expected more than 0 and at most 1000, got {args.fps}')
     if args.model and args.model.endswith('.py'):
         parser.error('--model takes an exported file; a config goes with --config and --checkpoint')
     if args.config and args.config.endswith(('.onnx', '.pt2', '.xml')):
@@ -66,15 +69,6 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text} is less than 1')
     return int(text)
-
-
-def number(least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        if not least <= float(text) <= most:
-            raise argparse.ArgumentTypeError(f'{text} is not from {least} to {most}')
-        return float(text)
-
-    return parse
 
 
 def catch_signals() -> list[int]:

@@ -123,7 +123,7 @@ def find_files(name: str) -> list[str]:
             paths += [os.path.join(folder, item) for item in files if not item.startswith('.')]
     else:
         paths = [name] if os.path.isfile(name) else glob.glob(name, recursive=True)
-    real = {}
+    real: dict[str, str] = {}
     for path in sorted(filter(os.path.isfile, paths)):
         real.setdefault(os.path.realpath(path), path)
     return list(real.values())
@@ -138,7 +138,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: If one of the inputs leads to no image.
     """
-    images = {}
+    images: dict[str, str] = {}
     for name in inputs:
         found = [path for path in find_files(name) if not os.path.isdir(name) or is_image(path)]
         if not found:

@@ -150,8 +150,8 @@ def predict_all(predictor: Predictor, sources: Sequence[Source], writer: Writer,
                     break
                 if frame.source is not current:
                     current, expected = frame.source, 0
-                summary.dropped += (frame.index - expected) * frame.live
-                expected = frame.index + 1
+                summary.dropped += (frame.number - expected) * frame.live
+                expected = frame.number + 1
                 labels = None
                 with list_failure(frame.source):
                     labels = predictor(frame.image)
@@ -178,8 +178,8 @@ def predict_all(predictor: Predictor, sources: Sequence[Source], writer: Writer,
 
 def _concerns_one_frame(error: Exception) -> bool:
     """Whether memory ran out, which PyTorch says as RuntimeError, or OpenCV refused the frame."""
-    return isinstance(error, (MemoryError, cv2.error)) or isinstance(error, RuntimeError) and any(
-        text in str(error) for text in ('out of memory', 'allocate memory', 'enough memory'))
+    return isinstance(error, (MemoryError, cv2.error)) or (isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ('out of memory', 'allocate memory', 'enough memory')))
 
 
 def _show(image: np.ndarray, fps: float | None) -> bool:

@@ -39,14 +39,14 @@ class Frame(NamedTuple):
 
     Attributes:
         source: Where it comes from.
-        index: Its number among the frames asked for, from 0.
+        number: Its place among the frames asked for, from 0.
         image: (H, W, 3), uint8, BGR.
         fps: Frames per second of the film; None for an image.
         live: Whether a newer frame may take its place.
     """
 
     source: Source
-    index: int
+    number: int
     image: np.ndarray
     fps: float | None = None
     live: bool = False
@@ -134,16 +134,16 @@ def count_frames(sources: Sequence[Source], every: int = 1,
     """How many frames :func:`read_frames` will find, or None where a source does not tell."""
     total = 0
     for source in sources:
-        count: int | None = 1
+        if source.kind == 'image':
+            total += 1
+            continue
         if source.kind == 'live':
             return None
-        if source.kind == 'film':
-            with contextlib.suppress(OSError):  # named when its turn comes
-                count = _open(source)[2]
-                if count is None:
-                    return None
-                count = min(-(-count // every), max_frames or count)
-        total += count
+        with contextlib.suppress(OSError):  # named when its turn comes
+            count = _open(source)[2]
+            if count is None:
+                return None
+            total += min(-(-count // every), max_frames or count)
     return total
 
 

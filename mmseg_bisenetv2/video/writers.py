@@ -36,7 +36,7 @@ class VideoFile:
         self._size = width, height
         self._odd = height % 2, width % 2
         for suffix, code in (('.mp4', 'mp4v'), ('.avi', 'MJPG')):
-            self._writer = cv2.VideoWriter(stem + suffix, cv2.VideoWriter_fourcc(*code), fps,
+            self._writer = cv2.VideoWriter(stem + suffix, cv2.VideoWriter.fourcc(*code), fps,
                                            (width + width % 2, height + height % 2))
             if self._writer.isOpened():
                 return
@@ -90,7 +90,7 @@ class Writer:
         self._outputs = set(outputs)
         self._inputs = {os.path.realpath(s.address) for s in sources if s.kind != 'live'}
         self._source: Source | None = None
-        self._next = 0  # index of the frame that follows what the films hold
+        self._next = 0  # number of the frame that follows what the films hold
         self._films: dict[str, VideoFile] = {}
 
     def write(self, frame: Frame, labels: np.ndarray) -> None:
@@ -111,7 +111,7 @@ class Writer:
             image = self._draw(output, frame.image, labels)
             stem = os.path.join(self._out, output, frame.source.name)
             if frame.fps and image.ndim == 2:
-                stem = os.path.join(f'{stem}.frames', f'{frame.index:06d}')
+                stem = os.path.join(f'{stem}.frames', f'{frame.number:06d}')
             os.makedirs(os.path.dirname(stem), exist_ok=True)
             if frame.fps and image.ndim == 3:
                 if output not in self._films:
@@ -119,12 +119,12 @@ class Writer:
                     self._films[output] = VideoFile(stem, image, frame.fps)
                     self.files[output] += 1
                 # Fills the time of dropped frames, or a slow network would make a fast film
-                self._films[output].write(image, frame.index + 1 - self._next)
+                self._films[output].write(image, frame.number + 1 - self._next)
             else:  # at 2048x1024 an overlay takes 61 ms as PNG, 5 ms as JPEG
                 is_jpeg = image.ndim == 3 and max(image.shape) <= JPEG_MAX_SIDE
                 self._write_picture(stem + ('.jpg' if is_jpeg else '.png'), image)
                 self.files[output] += 1
-        self._next = frame.index + 1
+        self._next = frame.number + 1
 
     def close(self) -> None:
         """Completes the films."""
@@ -144,7 +144,7 @@ class Writer:
         if not encoded:
             raise MemoryError(f'OpenCV cannot encode {path}; is there memory for it?')
         try:
-            Path(path).write_bytes(data)
+            Path(path).write_bytes(data.tobytes())
         except OSError as error:  # of a full disk it does not name the file
             raise OSError(f'{path}: {error.strerror}') from error
 

@@ -287,7 +287,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
         done = 0
 
         def write(self, frame, labels):
-            if frame.index % 50 == 0:
+            if frame.number % 50 == 0:
                 time.sleep(.02)
             self.done += 1
 
@@ -358,7 +358,8 @@ def test_film_of_too_many_pixels(tmp_path):
     clip = make_video(tmp_path / 'clip.mp4', 3)
     assert not run([clip], tmp_path / 'out', max_pixels=160 * 16)[0].problems
     report, _ = run([clip], tmp_path / 'none', max_pixels=160 * 16 - 1)
-    assert report.frames == 0 and 'clip.mp4: frames of 160x16, more than 2,559' in report.problems[0]
+    assert report.frames == 0
+    assert f'{clip}: frames of 160x16, more than 2,559' in report.problems[0]
 
 
 # Memory that does not suffice
