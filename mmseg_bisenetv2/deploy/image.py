@@ -14,7 +14,7 @@ from PIL import Image, TiffImagePlugin
 from mmseg_bisenetv2.decoding import decode_image
 
 # 134 million: photographs of 100 megapixels (11648x8736) and of telephones with 108 have fewer.
-# Decoded, so many take 403 MB; about ten times that are in use while predict.py works on them.
+# Decoded, so many take 403 MB, and predict.py takes 3.6 GB for a folder of such images.
 MAX_PIXELS = 2 ** 27
 
 
@@ -36,7 +36,7 @@ def read_image(image: str | os.PathLike | np.ndarray, max_pixels: int = MAX_PIXE
             raise FileNotFoundError(f'No picture {path}')
         content = path.read_bytes()  # cv2.imread cannot open every name on every system
         _check_header(content, path, max_pixels)
-        return decode_image(content, path)
+        return decode_image(content, str(path))
     if not isinstance(image, np.ndarray):
         raise ValueError(f'Expected a path or an array (H, W, 3), uint8, BGR; got {type(image)}'
                          + ' (cv2.imread gives None for what it cannot read)' * (image is None))

@@ -1,1 +1,1 @@
-"""Images, films and cameras through a predictor: from sources, in a pipeline, to writers."""
+"""Images, videos and cameras through a predictor: from sources, in a pipeline, to writers."""

@@ -1,7 +1,7 @@
 """Three threads hand frames on: one decodes, the caller's predicts, one draws and encodes.
 
 OpenCV and the runtimes release Python's lock while they work, so with a core for each the network
-hardly waits. Few frames wait between the threads, so memory does not grow with a film's length.
+hardly waits. Few frames wait between the threads, so memory does not grow with a video's length.
 """
 import contextlib
 import os
@@ -97,7 +97,7 @@ def predict_all(predictor: Predictor, sources: Sequence[Source], writer: Writer,
 
     No frame of a file is ever left out; of a camera or stream the newest waits for the network.
     A frame for which memory does not suffice is listed, and the others go on. However this ends,
-    by an exception too, the films are complete and the threads gone.
+    by an exception too, the videos are complete and the threads gone.
 
     Args:
         predictor: From (H, W, 3) uint8 BGR to (H, W) uint8 labels.
@@ -120,7 +120,7 @@ def predict_all(predictor: Predictor, sources: Sequence[Source], writer: Writer,
                 raise
             text = getattr(error, 'err', str(error)) or 'not enough memory'
             line = f'{source}: failed: {text.splitlines()[0]}'
-            if line not in summary.problems:  # the frames of a film fail for the same reason
+            if line not in summary.problems:  # the frames of a video fail for the same reason
                 summary.problems.append(line)
 
     def read_all() -> None:

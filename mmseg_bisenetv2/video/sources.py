@@ -1,4 +1,4 @@
-"""Where frames come from: image files, films, cameras and network streams."""
+"""Where frames come from: image files, videos, cameras and network streams."""
 import contextlib
 import itertools
 import os
@@ -13,7 +13,7 @@ import numpy as np
 
 from mmseg_bisenetv2.deploy.image import MAX_PIXELS, find_files, is_image, read_image
 
-FILM_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv')
+VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv')
 STREAM_TIMEOUT = 10_000  # milliseconds of silence that end a stream; OpenCV itself waits for 30 s
 
 
@@ -23,7 +23,7 @@ class Source(NamedTuple):
     Attributes:
         address: Path, number of a camera, or address of a stream.
         name: Relative path without suffix, under which its outputs are written.
-        kind: 'image', 'film', or 'live': a camera or stream, which does not wait for its reader.
+        kind: 'image', 'video', or 'live': a camera or stream, which does not wait for its reader.
     """
 
     address: str
@@ -35,13 +35,13 @@ class Source(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """An image, or one frame of a film or camera.
+    """An image, or one frame of a video or camera.
 
     Attributes:
         source: Where it comes from.
         number: Its place among the frames asked for, from 0.
         image: (H, W, 3), uint8, BGR.
-        fps: Frames per second of the film; None for an image.
+        fps: Frames per second of the video; None for an image.
         live: Whether a newer frame may take its place.
     """
 
@@ -53,9 +53,9 @@ class Frame(NamedTuple):
 
 
 def silence_decoders() -> None:
-    """Keeps what OpenCV and FFmpeg print about damaged films and missing cameras off the terminal.
+    """Keeps what OpenCV and FFmpeg print about damaged videos and missing cameras off the terminal.
 
-    FFmpeg's level is read when the first film of the process is opened. Whoever sets
+    FFmpeg's level is read when the first video of the process is opened. Whoever sets
     OPENCV_FFMPEG_LOGLEVEL or OPENCV_LOG_LEVEL sees the messages again.
     """
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # FFmpeg's AV_LOG_QUIET
@@ -84,7 +84,7 @@ def find_sources(inputs: Sequence[str], out: str) -> tuple[list[Source], list[st
         paths = [os.path.abspath(path) for path in find_files(text)]
         if stat.S_ISDIR(mode):
             paths = [path for path in paths
-                     if (path.lower().endswith(FILM_SUFFIXES) or is_image(path))
+                     if (path.lower().endswith(VIDEO_SUFFIXES) or is_image(path))
                      and Path(out).resolve() not in Path(path).resolve().parents]
         elif not paths and ('://' in text or text.isdecimal() or stat.S_ISCHR(mode)):
             found[text] = text, 'live'
@@ -94,7 +94,7 @@ def find_sources(inputs: Sequence[str], out: str) -> tuple[list[Source], list[st
                             else f'{text}: no picture or video there')
         for path in paths:
             folders.append(os.path.abspath(text) if stat.S_ISDIR(mode) else os.path.dirname(path))
-            found.setdefault(os.path.realpath(path), (path, 'image' if is_image(path) else 'film'))
+            found.setdefault(os.path.realpath(path), (path, 'image' if is_image(path) else 'video'))
     root = os.path.commonpath(folders) if folders else ''
     sources, taken = [], set()
     for address, kind in found.values():
@@ -153,10 +153,10 @@ def read_frames(source: Source, every: int = 1, max_frames: int | None = None,
 
     Args:
         source: What to read.
-        every: Takes each ``every``-th frame of a film.
-        max_frames: Ends a film after so many of them.
-        fps: Frames per second, in place of what the film says; 25 where it says nothing.
-        max_pixels: Images and films of more pixels are refused before they are decoded.
+        every: Takes each ``every``-th frame of a video.
+        max_frames: Ends a video after so many of them.
+        fps: Frames per second, in place of what the video says; 25 where it says nothing.
+        max_pixels: Images and videos of more pixels are refused before they are decoded.
 
     Raises:
         OSError: If it cannot be opened, or, after its frames, if some are missing.
@@ -187,7 +187,7 @@ def read_frames(source: Source, every: int = 1, max_frames: int | None = None,
                 yield Frame(source, index // every, image, (fps or own_fps or 25) / every, live)
     finally:
         capture.release()
-    # Sound films, too, can lack a few: the container's number may be an estimate
+    # Sound videos, too, can lack a few: the container's number may be an estimate
     index -= lost
     if index <= 0 or lost or (count and count - index > 1 + count // 50):
         raise OSError(f'{source}: damaged, {index} of {count or "its"} frames can be decoded')

@@ -1,4 +1,4 @@
-"""What is written of a prediction: pictures, films, and label maps."""
+"""What is written of a prediction: pictures, videos, and label maps."""
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -20,7 +20,7 @@ JPEG_MAX_SIDE = 65_500  # pixels; libjpeg encodes no longer side
 
 
 class VideoFile:
-    """A film being written: MPEG-4 in .mp4, else Motion JPEG in .avi.
+    """A video being written: MPEG-4 in .mp4, else Motion JPEG in .avi.
 
     Args:
         stem: Path without suffix.
@@ -62,7 +62,7 @@ class VideoFile:
 class Writer:
     """Draws and writes predictions: OUT/overlay/NAME.jpg or .mp4, OUT/labels/NAME.png and so on.
 
-    'overlay' and 'side-by-side' (the input and its classes) of a film are films; 'labels' (train
+    'overlay' and 'side-by-side' (the input and its classes) of a video are videos; 'labels' (train
     ids) and 'label-ids' (of Cityscapes, as its server takes them) are NAME.frames/000000.png, ...
 
     Args:
@@ -90,8 +90,8 @@ class Writer:
         self._outputs = set(outputs)
         self._inputs = {os.path.realpath(s.address) for s in sources if s.kind != 'live'}
         self._source: Source | None = None
-        self._next = 0  # number of the frame that follows what the films hold
-        self._films: dict[str, VideoFile] = {}
+        self._next = 0  # number of the frame that follows what the videos hold
+        self._videos: dict[str, VideoFile] = {}
 
     def write(self, frame: Frame, labels: np.ndarray) -> None:
         """Writes one prediction; the frames of a source follow each other.
@@ -114,12 +114,12 @@ class Writer:
                 stem = os.path.join(f'{stem}.frames', f'{frame.number:06d}')
             os.makedirs(os.path.dirname(stem), exist_ok=True)
             if frame.fps and image.ndim == 3:
-                if output not in self._films:
+                if output not in self._videos:
                     self._protect_inputs(f'{stem}.mp4', f'{stem}.avi')
-                    self._films[output] = VideoFile(stem, image, frame.fps)
+                    self._videos[output] = VideoFile(stem, image, frame.fps)
                     self.files[output] += 1
-                # Fills the time of dropped frames, or a slow network would make a fast film
-                self._films[output].write(image, frame.number + 1 - self._next)
+                # Fills the time of dropped frames, or a slow network would make a fast video
+                self._videos[output].write(image, frame.number + 1 - self._next)
             else:  # at 2048x1024 an overlay takes 61 ms as PNG, 5 ms as JPEG
                 is_jpeg = image.ndim == 3 and max(image.shape) <= JPEG_MAX_SIDE
                 self._write_picture(stem + ('.jpg' if is_jpeg else '.png'), image)
@@ -127,9 +127,9 @@ class Writer:
         self._next = frame.number + 1
 
     def close(self) -> None:
-        """Completes the films."""
-        while self._films:
-            self._films.popitem()[1].close()
+        """Completes the videos."""
+        while self._videos:
+            self._videos.popitem()[1].close()
 
     def _draw(self, output: str, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
         if output == 'overlay':

@@ -269,7 +269,7 @@ def test_camera_without_a_picture_is_listed(tmp_path, monkeypatch):
 
 def test_camera_replaces_no_frame_of_a_file():
     queue, image = FrameQueue(), numbered(0)
-    source, camera = Source('a', 'a', 'film'), Source('0', 'camera0', 'live')
+    source, camera = Source('a', 'a', 'video'), Source('0', 'camera0', 'live')
     waiting = [Frame(source, 0, image, 25), Frame(source, 1, image, 25),
                Frame(camera, 0, image, 25, True), Frame(camera, 1, image, 25, True)]
     for frame in waiting:
@@ -296,7 +296,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
 
     camera = Camera(3000, fps=25., grabbed=grabbed)
     monkeypatch.setattr(cv2, 'VideoCapture', lambda path: camera)
-    source = Source('film.mp4', 'film', 'film')
+    source = Source('film.mp4', 'film', 'video')
     fake = Fake()
     writer = Counting(fake, str(tmp_path), [source])
     report = predict_all(fake, [source], writer)
@@ -513,7 +513,7 @@ def test_kind_is_what_opencv_makes_of_the_content(tmp_path):
     (tmp_path / 'notes.txt').write_text('neither')
     sources, problems = find_sources([tmp_path], tmp_path / 'out')
     assert not problems
-    assert [source.kind for source in sources] == ['image'] * (len(sources) - 1) + ['film']
+    assert [source.kind for source in sources] == ['image'] * (len(sources) - 1) + ['video']
     assert len(sources) == 2 + len(data)
     named, _ = find_sources([source.address for source in sources], tmp_path / 'out')
     assert named == sources
