@@ -108,7 +108,7 @@ def find_files(name: str) -> list[str]:
         name: A file, a folder with everything below it that is not hidden, or a glob pattern.
 
     Returns:
-        Sorted paths. Each real file is there once, however many links lead to it.
+        Sorted paths. Each real folder is looked into once, however many links lead to it.
     """
     if os.path.isdir(name):
         paths, visited = [], set()
@@ -123,14 +123,11 @@ def find_files(name: str) -> list[str]:
             paths += [os.path.join(folder, item) for item in files if not item.startswith('.')]
     else:
         paths = [name] if os.path.isfile(name) else glob.glob(name, recursive=True)
-    real: dict[str, str] = {}
-    for path in sorted(filter(os.path.isfile, paths)):
-        real.setdefault(os.path.realpath(path), path)
-    return list(real.values())
+    return sorted(filter(os.path.isfile, paths))
 
 
 def find_images(inputs: Sequence[str]) -> list[str]:
-    """Finds the images that names, folders and glob patterns stand for, each once.
+    """Finds the images that names, folders and glob patterns stand for, each real file once.
 
     Args:
         inputs: As for :func:`find_files`. In folders, files that are no images are passed over.

@@ -137,6 +137,7 @@ def test_folders_patterns_and_links(tmp_path):
     for name in ('again', 'a/back', 'a/deep/up'):  # with three, 40 levels of links never end
         (tmp_path / name).symlink_to(tmp_path)
     (tmp_path / 'a-linked').symlink_to(tmp_path / 'a')
+    (tmp_path / 'zz.png').symlink_to(tmp_path / 'z.png')
     found = [str(tmp_path / name) for name in ('[odd]/x.png', 'a/deep/y.png', 'a/x.png', 'z.png')]
     assert find_images([str(tmp_path)]) == found  # each real file once
     assert find_images([found[3], str(tmp_path / '*.png'), str(tmp_path)]) == [

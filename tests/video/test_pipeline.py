@@ -279,6 +279,19 @@ def test_camera_replaces_no_frame_of_a_file():
     assert list(queue) == [waiting[0], waiting[1], waiting[3]]
 
 
+def test_frame_of_a_video_that_cannot_be_decoded_is_not_called_dropped(tmp_path, monkeypatch):
+    class Damaged(Camera):
+        def retrieve(self):
+            return self.index != 2, numbered(self.index)
+
+    source, fake = Source('film.mp4', 'film', 'video'), Fake()
+    writer = Writer(fake, str(tmp_path), [source])
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda path: Damaged(5, fps=25.))
+    report = predict_all(fake, [source], writer)
+    assert fake.seen == [0, 1, 3, 4] and report.dropped == 0
+    assert report.problems == ['film.mp4: damaged, 4 of its frames can be decoded']
+
+
 def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
     """However slow the network and the encoder are, few frames are under way."""
     lead = []
