@@ -1,45 +1,26 @@
 """The command line: what it prints, how it ends, and what it leaves behind."""
+import os
 import runpy
 import signal
-import subprocess
 import sys
-import textwrap
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
-from mmengine.runner import save_checkpoint
+import small
+from tool_process import TOOL, tool_process
+from tool_process import FakePredictor as Fake
 
 import mmseg_bisenetv2.deploy
-from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
-from mmseg_bisenetv2.deploy import stream
+from mmseg_bisenetv2.video.writers import LABEL_ID_OF_TRAIN_ID
 
 from mmseg.apis import inference_model, init_model
 from mmseg.datasets import CityscapesDataset
 
 ROOT = Path(__file__).parents[1]
-TOOL = ROOT / 'tools/predict.py'
 CONFIG = ROOT / 'configs/bisenetv2_fcn_toy-cityscapes.py'
-
-
-class Fake:
-    """Stands for Predictor, and keeps what it was made of."""
-
-    made = None
-    network_seconds = 0.001
-    backend, precision = 'a backend', 'a precision'
-    classes = CityscapesDataset.METAINFO['classes']
-
-    def __init__(self, *args, **kwargs):
-        Fake.made = args, kwargs
-
-    def __call__(self, image):
-        return image[..., 0].copy()
-
-    def overlay(self, image, labels, opacity=0.5):
-        return image
 
 
 def save(path, value=7):
@@ -64,10 +45,12 @@ def count(path):
 
 
 @pytest.fixture
-def tool(monkeypatch, capfd):
-    """Runs the tool in this process, with the fake: exit code, output, errors."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(mmseg_bisenetv2.deploy, 'Predictor', Fake)
+def run(monkeypatch, capfd):
+    """Runs the tool in this process: exit code, output, errors."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    for name in ('OPENCV_LOG_LEVEL', 'OPENCV_FFMPEG_LOGLEVEL'):
+        monkeypatch.setenv(name, '')  # the tool leaves them as they are
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
@@ -81,6 +64,13 @@ def tool(monkeypatch, capfd):
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def tool(run, monkeypatch):
+    """The same, with the fake for a predictor."""
+    monkeypatch.setattr(mmseg_bisenetv2.deploy, 'Predictor', Fake)
+    return run
 
 
 def test_pictures_and_a_video(tool, tmp_path):
@@ -177,80 +167,153 @@ def test_no_display(tool, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('arguments', [
-    [], ['--config', 'c.py', '--model', 'm.onnx'], ['--model', 'm.onnx', '--every', '0']])
+    [], ['--config', 'c.py', '--model', 'm.onnx'], *(
+        ['--model', 'm.onnx', *option.split()] for option in (
+            '--every 0', '--opacity 1.1', '--opacity -0.1', '--opacity nan', '--fps 0', '--fps -25',
+            '--fps inf', '--fps 1001', '--max-pixels 0', '--backend tensorrt', '--precision fp8'))])
 def test_wrong_arguments(tool, tmp_path, arguments):
-    assert tool('x.png', '--out', tmp_path, *arguments)[0] == 2
+    code, _, errors = tool('x.png', '--out', tmp_path, *arguments)
+    assert code == 2
+    if len(arguments) == 4 and '--config' not in arguments:
+        assert f'error: argument {arguments[2]}: ' in errors and arguments[3] in errors
 
 
-@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_help_lists_the_choices(tool):
+    code, text, _ = tool('--help')
+    assert code == 0 and '{auto,torch,openvino,onnxruntime}' in text
+    assert '{auto,fp32,bf16,fp16,int8}' in text
+
+
+def test_backends_are_those_of_the_predictor():
+    with pytest.raises(ValueError, match='backend=') as caught:
+        mmseg_bisenetv2.deploy.Predictor(CONFIG, backend='none', device='cpu')
+    for name in ('auto', 'torch', 'openvino', 'onnxruntime'):
+        assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize('number, code', [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_leaves_a_whole_video(tmp_path, number, code):
-    (tmp_path / 'run.py').write_text(textwrap.dedent(f'''
-        import runpy, sys, time
-        sys.path.insert(0, {str(ROOT)!r})
-        sys.path.insert(0, {str(ROOT / 'tests')!r})
-        import mmseg_bisenetv2.deploy
-        from test_predict_tool import Fake
-
-        class Slow(Fake):
-            def __call__(self, image):
-                print('frame', flush=True)
-                time.sleep(.02)
-                return super().__call__(image)
-
-        mmseg_bisenetv2.deploy.Predictor = Slow
-        sys.argv = ['predict.py', *sys.argv[1:]]
-        runpy.run_path({str(TOOL)!r}, run_name='__main__')
-    '''))
     clip = make_video(tmp_path / 'clip.mp4', 2000)
-    process = subprocess.Popen(
-        [sys.executable, '-W', 'ignore', str(tmp_path / 'run.py'), str(clip), '--model', 'm.onnx',
-         '--out', str(tmp_path / 'out')],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(10):
-        assert process.stdout.readline() == 'frame\n', process.communicate()
-    process.send_signal(number)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    frames = count(tmp_path / 'out/overlay/clip.mp4')
-    assert 10 <= frames < 2000 and f'{frames} frames, 0 of a camera dropped' in out
-    assert f'{tmp_path / "out"}/overlay: 1 files' in out
-    assert 'Traceback' not in errors
+    film, log = tmp_path / 'out/overlay/clip.mp4', tmp_path / 'log'
+    with tool_process([clip, '--model', 'm.onnx', '--out', tmp_path / 'out'], log,
+                      seconds=.02) as process:
+        wait_for(film.exists)
+        time.sleep(.2)
+        os.kill(process.pid, number)
+        if number == signal.SIGHUP:  # it comes twice, from the shell and from the system
+            os.kill(process.pid, number)
+    text = log.read_text()
+    assert process.exitcode == code, text
+    frames = count(film)
+    assert 2 <= frames < 2000 and f'interrupted; {frames} frames, 0 of a camera dropped' in text
+    assert f'{tmp_path / "out"}/overlay: 1 files' in text
+    assert 'Traceback' not in text
 
 
-def test_pictures_and_videos_through_the_network(tmp_path):
-    """Labels are those of the Predictor, and of MMSegmentation but where two classes tie."""
-    torch.manual_seed(0)
-    model = init_model(str(CONFIG), device='cpu')
-    save_checkpoint(dict(state_dict=model.state_dict()), str(tmp_path / 'weights.pth'))
+def test_closed_terminal_leaves_a_whole_video(tmp_path):
+    clip = make_video(tmp_path / 'clip.mp4', 2000)
+    film = tmp_path / 'out/overlay/clip.mp4'
+    ours, theirs = os.openpty()
+    with tool_process([clip, '--model', 'm.onnx', '--out', tmp_path / 'out'], os.ttyname(theirs),
+                      seconds=.02) as process:
+        wait_for(film.exists)
+        time.sleep(.2)
+        os.close(theirs)
+        os.close(ours)  # from here on writing to the terminal is an error
+    assert process.exitcode == 129
+    assert 2 <= count(film) < 2000
+
+
+def test_nohup_is_respected(tool, tmp_path):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out')[0] == 0
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(.01)
+
+
+def test_pictures_beyond_the_memory_are_listed_and_the_others_go_on(tmp_path):
+    """600 bytes announce 32000x32000 pixels; and 90 megapixels can be read but not drawn."""
+    data = bytearray(cv2.imencode('.jpg', np.zeros((32, 32, 3), np.uint8))[1].tobytes())
+    size = data.find(b'\xff\xc0') + 5
+    data[size:size + 4] = (32_000).to_bytes(2, 'big') * 2
+    save(tmp_path / 'in/a.png')
+    (tmp_path / 'in/b.jpg').write_bytes(data)
+    (tmp_path / 'in/c.pbm').write_bytes(b'P4 10000 9000 ' + bytes(10_000 * 9_000 // 8))
+    save(tmp_path / 'in/d.png')
+    log = tmp_path / 'log'
+    with tool_process([tmp_path / 'in', '--model', 'm.onnx', '--out', tmp_path / 'out'], log,
+                      memory=1050 * 2 ** 20) as process:
+        pass
+    text = log.read_text()
+    assert process.exitcode == 1, text
+    assert 'Traceback' not in text
+    listed = text.split('Not read, or not to the end:\n')[1].splitlines()
+    assert [line.split(': ')[0] for line in listed] == [
+        f'{tmp_path}/in/b.jpg', f'{tmp_path}/in/c.pbm'], text
+    assert '32000x32000 are 1,024,000,000 pixels, more than 134,217,728' in listed[0]
+    assert 'failed: Unable to allocate' in listed[1]  # in the thread that draws
+    assert '3 frames' in text and (tmp_path / 'out/overlay/d.jpg').exists()
+
+
+def test_damaged_films_and_missing_cameras_print_a_line_each(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / 'torn.mkv'), cv2.VideoWriter_fourcc(*'XVID'), 25,
+                             (160, 120))
     rng = np.random.default_rng(0)
-    scenes = [draw_scene(rng, (256, 512))[0] for _ in range(3)]
+    for _ in range(100):
+        writer.write(rng.integers(0, 256, (120, 160, 3), np.uint8))
+    writer.release()
+    data = np.fromfile(tmp_path / 'torn.mkv', np.uint8)
+    data[rng.integers(2000, len(data), len(data) // 500)] = 255
+    data.tofile(tmp_path / 'torn.mkv')
+    log = tmp_path / 'log'
+    with tool_process([tmp_path / 'torn.mkv', '77', '/dev/null', '--model', 'm.onnx', '--out',
+                       tmp_path / 'out'], log) as process:
+        pass
+    assert process.exitcode == 1
+    listed = log.read_text().split('Not read, or not to the end:\n')[1].splitlines()
+    assert [line.split(': ')[0] for line in listed] == [
+        str(tmp_path / 'torn.mkv'), '77', '/dev/null']
+    # the bar, the files, the frames, the two speeds and the head of the list
+    assert len(log.read_text().splitlines()) <= len(listed) + 7, log.read_text()
+
+
+def test_pictures_and_videos_through_the_network(run, tmp_path):
+    """Labels are those of the Predictor, and of MMSegmentation but where two classes tie."""
+    config, weights = small.write(
+        tmp_path, metainfo=CityscapesDataset.METAINFO, classes=len(Fake.classes))
+    scenes = [small.image(64, 96, seed=seed) for seed in range(3)]
     (tmp_path / 'in').mkdir()
     cv2.imwrite(str(tmp_path / 'in/a.png'), scenes[0])
     writer = cv2.VideoWriter(str(tmp_path / 'in/b.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 25,
-                             (512, 256))
+                             (96, 64))
     for scene in scenes:
         writer.write(scene)
     writer.release()
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(TOOL), str(tmp_path / 'in'), '--config', str(CONFIG),
-         '--checkpoint', str(tmp_path / 'weights.pth'), '--out', str(tmp_path / 'out'),
-         '--write', 'overlay', 'labels', 'label-ids', '--backend', 'torch', '--precision', 'fp32'],
-        capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert '4 frames, 0 of a camera dropped' in done.stdout and 'network' in done.stdout
+    code, text, errors = run(
+        tmp_path / 'in', '--config', config, '--checkpoint', weights, '--out', tmp_path / 'out',
+        '--write', 'overlay', 'labels', 'label-ids', '--backend', 'torch', '--precision', 'fp32')
+    assert code == 0, errors
+    assert '4 frames, 0 of a camera dropped' in text and 'network' in text
     predictor = mmseg_bisenetv2.deploy.Predictor(
-        CONFIG, tmp_path / 'weights.pth', backend='torch', precision='fp32')
+        config, weights, backend='torch', precision='fp32')
+    model = init_model(str(config), str(weights), device='cpu')
     capture = cv2.VideoCapture(str(tmp_path / 'in/b.mp4'))
     images = {'a': scenes[0]}
     images |= {f'b.frames/{index:06d}': capture.read()[1] for index in range(3)}
     for name, image in images.items():
         labels = cv2.imread(str(tmp_path / f'out/labels/{name}.png'), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(labels, predictor(image)) and len(np.unique(labels)) > 1
+        assert np.array_equal(labels, predictor(image)) and len(np.unique(labels)) > 5
         reference = inference_model(model, image).pred_sem_seg.data[0].numpy()
         assert (labels == reference).mean() > .999
         ids = cv2.imread(str(tmp_path / f'out/label-ids/{name}.png'), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(ids, stream.LABEL_ID_OF_TRAIN_ID[labels])
-    overlay = cv2.imread(str(tmp_path / 'out/overlay/a.jpg'))
-    expected = predictor.overlay(scenes[0], predictor(scenes[0]))
-    assert np.abs(overlay.astype(int) - expected).mean() < 8  # JPEG
+        assert np.array_equal(ids, LABEL_ID_OF_TRAIN_ID[labels])
+    overlay = cv2.imencode('.jpg', predictor.overlay(scenes[0], predictor(scenes[0])))[1]
+    assert (tmp_path / 'out/overlay/a.jpg').read_bytes() == overlay.tobytes()
     assert count(tmp_path / 'out/overlay/b.mp4') == 3

@@ -19,8 +19,8 @@ import numpy as np
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
 from mmseg_bisenetv2.checkpoints import CheckpointError
 from mmseg_bisenetv2.deploy.export import DisagreementError, export_and_verify
+from mmseg_bisenetv2.deploy.image import is_image
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
-from mmseg_bisenetv2.deploy.stream import PICTURES
 
 from mmseg.apis import init_model
 from mmseg.registry import DATASETS
@@ -33,7 +33,7 @@ def pictures(patterns, number=None):
         folder = os.path.isdir(pattern)
         pattern = os.path.join(glob.escape(pattern), '*') if folder else pattern
         found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)
-                       and (not folder or path.lower().endswith(PICTURES)))
+                       and (not folder or is_image(path)))
         if not found:
             raise SystemExit(f'No picture {pattern}')
         names += found

@@ -9,11 +9,28 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import mmseg_bisenetv2  # noqa: F401
-from mmseg_bisenetv2.deploy import stream
+from mmseg_bisenetv2.deploy.image import read_image
+from mmseg_bisenetv2.video.pipeline import (
+    MAX_WAITING,
+    FrameQueue,
+    check_display,
+    max_waiting,
+    predict_all,
+)
+from mmseg_bisenetv2.video.sources import (
+    Frame,
+    Source,
+    count_frames,
+    find_sources,
+    read_frames,
+)
+from mmseg_bisenetv2.video.writers import OUTPUTS, VideoFile, Writer
 
 from mmseg.datasets import CityscapesDataset
 
@@ -79,18 +96,15 @@ def save(path, image):
     return path
 
 
-def picture(path):
-    frame, = stream.read_frames(stream.Source(str(path), 'name', 'picture'))
-    return frame.image
-
-
-def run(inputs, out, predictor=None, outputs=('overlay',), **kwargs):
-    """The report, with the problems of both steps, and the files written."""
+def run(inputs, out, predictor=None, outputs=('overlay',), show=False, stopped=lambda: False,
+        progress=lambda: None, **reading):
+    """The summary, with the problems of both steps, and the files written."""
     predictor = predictor or Fake()
-    sources, problems = stream.find_sources(inputs, out)
-    writer = stream.Writer(predictor, str(out), sources, outputs)
+    sources, problems = find_sources(inputs, out)
+    writer = Writer(predictor, str(out), sources, outputs)
     predictor.writer = writer  # kept, or its end would complete the videos, too
-    report = stream.predict_all(predictor, sources, writer, **kwargs)
+    report = predict_all(predictor, sources, writer, functools.partial(read_frames, **reading),
+                         show, stopped, progress)
     report.problems[:0] = problems
     files = sorted(str(path.relative_to(out)) for path in out.rglob('*') if path.is_file())
     assert writer.files == Counter(name.split('/')[0] for name in files)
@@ -117,8 +131,8 @@ def test_every_frame_once_and_in_order(tmp_path, every, max_frames):
     assert files == ['overlay/clip.mp4'] and not report.problems and not report.dropped
     assert numbers(tmp_path / 'out/overlay/clip.mp4') == expected
     assert read_video(tmp_path / 'out/overlay/clip.mp4')[1] == pytest.approx(30 / every, abs=.01)
-    assert stream.count_frames(
-        stream.find_sources([clip], 'out')[0], every, max_frames) == len(expected)
+    assert count_frames(
+        find_sources([clip], 'out')[0], every, max_frames) == len(expected)
 
 
 def test_rate_that_is_given_replaces_that_of_the_video(tmp_path):
@@ -129,7 +143,7 @@ def test_rate_that_is_given_replaces_that_of_the_video(tmp_path):
 
 def test_all_outputs_of_a_video(tmp_path):
     clip = make_video(tmp_path / 'clip.mp4', 5)
-    _, files = run([clip], tmp_path / 'out', outputs=stream.OUTPUTS * 2)
+    _, files = run([clip], tmp_path / 'out', outputs=OUTPUTS * 2)
     frames = [f'clip.frames/{index:06d}.png' for index in range(5)]
     assert files == [*(f'label-ids/{name}' for name in frames),
                      *(f'labels/{name}' for name in frames),
@@ -146,7 +160,7 @@ def test_all_outputs_of_a_video(tmp_path):
 
 def test_odd_sizes_lose_no_row(tmp_path):
     stem, image = str(tmp_path / 'odd'), cv2.resize(numbered(5), (161, 33))
-    video = stream.VideoFile(stem, image, 25)
+    video = VideoFile(stem, image, 25)
     for _ in range(3):
         video.write(image, 1)
     video.close()
@@ -156,7 +170,7 @@ def test_odd_sizes_lose_no_row(tmp_path):
 
 
 def test_frame_of_another_size_is_kept(tmp_path):
-    video = stream.VideoFile(str(tmp_path / 'a'), numbered(1), 25)
+    video = VideoFile(str(tmp_path / 'a'), numbered(1), 25)
     for index, height in ((1, 16), (2, 48), (3, 16)):
         video.write(numbered(index, height), 1)
     video.close()
@@ -173,7 +187,7 @@ def test_rate_that_mpeg4_has_not_becomes_motion_jpeg(tmp_path):
 
 def test_no_writer_at_all(tmp_path):
     with pytest.raises(OSError, match=r'160x16 at 25 frames.*neither'):
-        stream.VideoFile(str(tmp_path / 'no/folder'), numbered(0), 25)
+        VideoFile(str(tmp_path / 'no/folder'), numbered(0), 25)
 
 
 def test_damaged_videos_are_kept_as_far_as_they_go(tmp_path):
@@ -254,26 +268,39 @@ def test_camera_without_a_picture_is_listed(tmp_path, monkeypatch):
 
 
 def test_camera_replaces_no_frame_of_a_file():
-    channel = stream.Channel()
-    source, camera = stream.Source('a', 'a', 'video'), stream.Source('0', 'camera0', 'live')
-    waiting = [stream.Frame(source, 0, None, 25), stream.Frame(source, 1, None, 25),
-               stream.Frame(camera, 0, None, 25, True), stream.Frame(camera, 1, None, 25, True)]
+    queue, image = FrameQueue(), numbered(0)
+    source, camera = Source('a', 'a', 'video'), Source('0', 'camera0', 'live')
+    waiting = [Frame(source, 0, image, 25), Frame(source, 1, image, 25),
+               Frame(camera, 0, image, 25, True), Frame(camera, 1, image, 25, True)]
     for frame in waiting:
-        assert channel.put(frame)
-    channel.close()
-    assert not channel.put(waiting[0])
-    assert list(channel) == [waiting[0], waiting[1], waiting[3]]
+        assert queue.put(frame)
+    queue.close()
+    assert not queue.put(waiting[0])
+    assert list(queue) == [waiting[0], waiting[1], waiting[3]]
+
+
+def test_frame_of_a_video_that_cannot_be_decoded_is_not_called_dropped(tmp_path, monkeypatch):
+    class Damaged(Camera):
+        def retrieve(self):
+            return self.index != 2, numbered(self.index)
+
+    source, fake = Source('film.mp4', 'film', 'video'), Fake()
+    writer = Writer(fake, str(tmp_path), [source])
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda path: Damaged(5, fps=25.))
+    report = predict_all(fake, [source], writer)
+    assert fake.seen == [0, 1, 3, 4] and report.dropped == 0
+    assert report.problems == ['film.mp4: damaged, 4 of its frames can be decoded']
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
     """However slow the network and the encoder are, few frames are under way."""
     lead = []
 
-    class Writer(stream.Writer):
+    class Counting(Writer):
         done = 0
 
         def write(self, frame, labels):
-            if frame.index % 50 == 0:
+            if frame.number % 50 == 0:
                 time.sleep(.02)
             self.done += 1
 
@@ -282,14 +309,14 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
 
     camera = Camera(3000, fps=25., grabbed=grabbed)
     monkeypatch.setattr(cv2, 'VideoCapture', lambda path: camera)
-    source = stream.Source('film.mp4', 'film', 'video')
+    source = Source('film.mp4', 'film', 'video')
     fake = Fake()
-    writer = Writer(fake, str(tmp_path), [source])
-    report = stream.predict_all(fake, [source], writer)
+    writer = Counting(fake, str(tmp_path), [source])
+    report = predict_all(fake, [source], writer)
     assert report.frames == writer.done == 3000
     assert fake.seen == [index % 2 ** BITS for index in range(3000)]
     # both queues, one frame in each of the three hands, and one being read
-    assert 4 < max(lead) <= 2 * stream.WAITING + 4
+    assert 4 < max(lead) <= 2 * MAX_WAITING + 4
 
 
 @pytest.fixture
@@ -340,6 +367,69 @@ def test_silent_address_is_listed_without_its_password(tmp_path):
     assert report.problems == ['rtsp://127.0.0.1:9/x: OpenCV cannot open it as a video']
 
 
+def test_film_of_too_many_pixels(tmp_path):
+    clip = make_video(tmp_path / 'clip.mp4', 3)
+    assert not run([clip], tmp_path / 'out', max_pixels=160 * 16)[0].problems
+    report, _ = run([clip], tmp_path / 'none', max_pixels=160 * 16 - 1)
+    assert report.frames == 0
+    assert f'{clip}: frames of 160x16, more than 2,559' in report.problems[0]
+
+
+# Memory that does not suffice
+
+
+def test_large_pictures_wait_one_at_a_time():
+    assert max_waiting(np.empty((1024, 2048, 3), np.uint8)) == MAX_WAITING
+    assert max_waiting(np.empty((2160, 3840, 3), np.uint8)) == MAX_WAITING
+    assert max_waiting(np.empty((4320, 7680, 3), np.uint8)) == 1
+    assert max_waiting(np.empty((10_000, 10_000, 3), np.uint8)) == 1
+
+
+@pytest.mark.parametrize('error, text', [
+    (MemoryError(), 'not enough memory'),
+    (MemoryError('Unable to allocate 8 GiB'), 'Unable to allocate 8 GiB'),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory\nat"), "can't allocate memory"),
+    (torch.OutOfMemoryError('CUDA out of memory'), 'CUDA out of memory')])
+@pytest.mark.parametrize('place', ['reading', 'predicting', 'writing'])
+def test_frames_without_memory_are_listed_and_the_others_go_on(
+        tmp_path, monkeypatch, place, error, text):
+    for index in range(1, 4):
+        save(tmp_path / f'{index}.png', numbered(index))
+    clip = make_video(tmp_path / 'clip.mp4', 5)
+
+    class Failing(Fake):
+        def __call__(self, image):
+            if place == 'predicting' and number(image) == 2:
+                raise error
+            return super().__call__(image)
+
+        def overlay(self, image, labels, opacity=0.5):
+            if place == 'writing' and number(image) == 2:
+                raise error
+            return super().overlay(image, labels, opacity)
+
+    def read(source):
+        for frame in read_frames(source):
+            if place == 'reading' and number(frame.image) == 2:
+                raise error
+            yield frame
+
+    fake = Failing()
+    sources, _ = find_sources([tmp_path / '[123].png', clip], tmp_path / 'out')
+    writer = Writer(fake, str(tmp_path / 'out'), sources)
+    report = predict_all(fake, sources, writer, read)
+    for name in ('1', '3'):
+        assert (tmp_path / f'out/overlay/{name}.jpg').exists()
+    assert not (tmp_path / 'out/overlay/2.jpg').exists()
+    # A film goes on behind the frame, whose place is taken by the next, if it can be read
+    assert numbers(tmp_path / 'out/overlay/clip.mp4') == (
+        [0, 1] if place == 'reading' else [0, 1, 3, 3, 4])
+    assert sorted(line.split(': ')[0] for line in report.problems) == [
+        f'{tmp_path}/2.png', str(clip)]
+    assert all(text in line and '\n' not in line for line in report.problems)
+    assert report.dropped == 0
+
+
 # However it ends
 
 
@@ -369,17 +459,17 @@ def test_stopped(tmp_path):
 def test_an_input_is_never_overwritten(tmp_path):
     clip = make_video(tmp_path / 'overlay/clip.mp4', 60)
     before = clip.read_bytes()
-    sources, _ = stream.find_sources([clip], tmp_path)
-    writer = stream.Writer(Fake(), str(tmp_path), sources)
+    sources, _ = find_sources([clip], tmp_path)
+    writer = Writer(Fake(), str(tmp_path), sources)
     with pytest.raises(OSError, match=r'clip\.mp4 is an input.*--out'):
-        stream.predict_all(Fake(), sources, writer)
+        predict_all(Fake(), sources, writer)
     assert clip.read_bytes() == before
     image = save(tmp_path / 'labels/a.png', numbered(1))
-    sources, _ = stream.find_sources([image], tmp_path)
+    sources, _ = find_sources([image], tmp_path)
     before = image.read_bytes()
     with pytest.raises(OSError, match='is an input'):
-        stream.predict_all(
-            Fake(), sources, stream.Writer(Fake(), str(tmp_path), sources, ['labels']))
+        predict_all(
+            Fake(), sources, Writer(Fake(), str(tmp_path), sources, ['labels']))
     assert image.read_bytes() == before
 
 
@@ -396,8 +486,8 @@ def test_progress_counts_every_frame(tmp_path):
     make_video(tmp_path / 'in/b.mp4', 7)
     calls = []
     run([tmp_path / 'in'], tmp_path / 'out', progress=lambda: calls.append(1))
-    assert len(calls) == 8 == stream.count_frames(
-        stream.find_sources([tmp_path / 'in'], tmp_path / 'out')[0])
+    assert len(calls) == 8 == count_frames(
+        find_sources([tmp_path / 'in'], tmp_path / 'out')[0])
 
 
 # Names
@@ -410,7 +500,7 @@ def test_names_keep_the_folders(tmp_path):
             tmp_path / name).write_bytes(b'')
 
     def names(*inputs):
-        sources, problems = stream.find_sources(inputs, tmp_path / 'out')
+        sources, problems = find_sources(inputs, tmp_path / 'out')
         return [source.name for source in sources], problems
 
     assert names(tmp_path) == (['[odd]/x', 'a/deep/x', 'a/x', 'a/x', 'a/x_2', 'b/x'], [])
@@ -426,47 +516,79 @@ def test_names_keep_the_folders(tmp_path):
     assert names(*lost) == ([], [f'{text}: no picture or video there' for text in lost])
 
 
+def test_kind_is_what_opencv_makes_of_the_content(tmp_path):
+    data = {suffix: cv2.imencode(suffix, numbered(5, 64))[1].tobytes()
+            for suffix in ('.jpg', '.jp2', '.png') if cv2.haveImageWriter(suffix)}
+    for name, suffix in (('a.jfif', '.jpg'), ('b.jp2', '.jp2'), ('c', '.png'), ('d.mp4', '.png')):
+        if suffix in data:
+            (tmp_path / name).write_bytes(data[suffix])
+    make_video(tmp_path / 'film.mkv', 3)
+    (tmp_path / 'notes.txt').write_text('neither')
+    sources, problems = find_sources([tmp_path], tmp_path / 'out')
+    assert not problems
+    assert [source.kind for source in sources] == ['image'] * (len(sources) - 1) + ['video']
+    assert len(sources) == 2 + len(data)
+    named, _ = find_sources([source.address for source in sources], tmp_path / 'out')
+    assert named == sources
+
+
+def test_folder_that_links_to_itself(tmp_path):
+    for index in range(21):
+        save(tmp_path / f'in/{index:02d}.png', numbered(index))
+    (tmp_path / 'in/again').symlink_to(tmp_path / 'in')
+    (tmp_path / 'in/once more').symlink_to(tmp_path / 'in')
+    report, files = run([tmp_path / 'in', tmp_path / 'in/again'], tmp_path / 'out')
+    assert report.frames == 21 and files == [f'overlay/{index:02d}.jpg' for index in range(21)]
+
+
+def test_pipe_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    os.mkfifo(tmp_path / 'pipe.mp4')
+    save(tmp_path / 'a.png', numbered(1))
+    sources, problems = find_sources([tmp_path / 'pipe', tmp_path / 'pipe.mp4', tmp_path], 'out')
+    assert [source.name for source in sources] == ['a']
+    assert problems == [f'{tmp_path}/{name}: a pipe. Write it to a file first'
+                        for name in ('pipe', 'pipe.mp4')]
+
+
 # Pictures
 
 
-def test_pictures(tmp_path):
-    """Upright, three channels, eight bits; the outputs are as large as the picture."""
-    image = np.random.default_rng(0).integers(0, 256, (40, 160, 3), np.uint8)
-    ok, data = cv2.imencodeWithMetadata(
-        '.png', image, [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(
-            b'MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0', np.uint8)])
-    assert ok
-    (tmp_path / 'turned.png').write_bytes(data.tobytes())
-    assert np.array_equal(picture(tmp_path / 'turned.png'), np.rot90(image, -1))
-    gray, alpha = image[..., 0], np.dstack([image, image[..., 1]])
-    for name, stored, expected in (
-            ('gray', gray, np.dstack([gray] * 3)), ('alpha', alpha, image),
-            ('deep', image.astype(np.uint16) * 257, image)):
-        save(tmp_path / f'{name}.png', stored)
-        assert np.array_equal(picture(tmp_path / f'{name}.png'), expected)
-    _, files = run([tmp_path / '*.png'], tmp_path / 'out', outputs=stream.OUTPUTS)
-    assert len(files) == 4 * 4
-    for name, shape in (('turned', (160, 40)), ('gray', (40, 160))):
+def test_outputs_of_pictures_are_as_large_as_they(tmp_path):
+    save(tmp_path / 'grey.png', numbered(5, 40)[..., 0])
+    turned = numbered(6, 40)
+    exif = Image.Exif()
+    exif[0x112] = 6  # orientation: to be turned clockwise
+    Image.fromarray(turned).save(tmp_path / 'turned.jpg', exif=exif)
+    _, files = run([tmp_path / '*.*g'], tmp_path / 'out', outputs=OUTPUTS)
+    assert len(files) == 2 * 4
+    for name, shape in (('turned', (160, 40)), ('grey', (40, 160))):
         labels = cv2.imread(str(tmp_path / f'out/labels/{name}.png'), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(labels, picture(tmp_path / f'{name}.png')[..., 0])
+        assert labels.shape == shape
         overlay = cv2.imread(str(tmp_path / f'out/overlay/{name}.jpg'))
         assert overlay.shape == (*shape, 3)
         both = cv2.imread(str(tmp_path / f'out/side-by-side/{name}.jpg'))
         assert both.shape == (shape[0], 2 * shape[1], 3)
 
 
+def test_overlay_longer_than_jpeg_allows_is_png(tmp_path):
+    save(tmp_path / 'a.png', np.zeros((2, 40_000, 3), np.uint8))
+    report, files = run([tmp_path / 'a.png'], tmp_path / 'out', outputs=['overlay', 'side-by-side'])
+    assert files == ['overlay/a.jpg', 'side-by-side/a.png'] and not report.problems
+
+
 def test_label_ids_are_those_of_the_benchmark_server(tmp_path):
     labels = np.uint8(list(OFFICIAL))[None]
-    source = stream.Source('x.png', 'frankfurt/frankfurt_000000_000294_leftImg8bit', 'picture')
-    writer = stream.Writer(Fake(), str(tmp_path), [source], ['label-ids'])
-    writer.write(stream.Frame(source, 0, np.zeros((1, 20, 3), np.uint8)), labels)
+    source = Source('x.png', 'frankfurt/frankfurt_000000_000294_leftImg8bit', 'image')
+    writer = Writer(Fake(), str(tmp_path), [source], ['label-ids'])
+    writer.write(Frame(source, 0, np.zeros((1, 20, 3), np.uint8)), labels)
     written = cv2.imread(
         str(tmp_path / f'label-ids/{source.name}.png'), cv2.IMREAD_UNCHANGED)
     assert written.dtype == np.uint8 and written.tolist() == [list(OFFICIAL.values())]
     other = Fake()
     other.classes = ('sky', 'tree')
     with pytest.raises(ValueError, match=r'sky, tree.*--write labels'):
-        stream.Writer(other, str(tmp_path), [], ['label-ids'])
+        Writer(other, str(tmp_path), [], ['label-ids'])
 
 
 def test_unreadable_pictures_do_not_stop_the_rest(tmp_path):
@@ -474,7 +596,7 @@ def test_unreadable_pictures_do_not_stop_the_rest(tmp_path):
     (tmp_path / 'in/b.png').write_bytes(b'')
     (tmp_path / 'in/c.jpg').write_bytes(b'no picture')
     (tmp_path / 'in/d.jpg').symlink_to(tmp_path / 'nowhere')  # is no file: left out
-    (tmp_path / 'in/e.ppm').write_bytes(b'P6 40000 40000 255 ')
+    (tmp_path / 'in/e.ppm').write_bytes(b'P6 40000 40000 255 ')  # 1.6 billion pixels
     save(tmp_path / 'in/f.png', numbered(4))
     fake = Fake()
     report, files = run([tmp_path / 'in'], tmp_path / 'out', fake)
@@ -501,7 +623,7 @@ def test_any_bytes_are_a_picture_or_an_error_that_names_the_file(tmp_path, data)
     path = tmp_path / 'any.png'
     path.write_bytes(data)
     try:
-        image = picture(path)
+        image = read_image(path)
     except (OSError, ValueError) as error:
         assert str(path) in str(error)
     else:
@@ -524,12 +646,12 @@ def test_show_ends_with_q(tmp_path, monkeypatch):
 def test_no_window_is_said_before_opencv_aborts(monkeypatch):
     monkeypatch.setattr(cv2, 'currentUIFramework', lambda: '')
     with pytest.raises(RuntimeError, match='pip install opencv-python'):
-        stream.check_display()
+        check_display()
     monkeypatch.setattr(cv2, 'currentUIFramework', lambda: 'QT')
     monkeypatch.setattr('sys.platform', 'linux')
     for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RuntimeError, match='WAYLAND_DISPLAY'):
-        stream.check_display()
+        check_display()
     monkeypatch.setitem(os.environ, 'DISPLAY', ':0')
-    stream.check_display()
+    check_display()

@@ -1,0 +1,1 @@
+"""Images, videos and cameras through a predictor: from sources, in a pipeline, to writers."""
