@@ -38,14 +38,9 @@ demo: .venv/installed
 	$(BIN)/python tools/draw_results.py $(DEMO) "$$(cat $(WORK)/last_checkpoint)" $(WORK) \
 		--test-dir $(WORK)/test
 
-# Two processes side by side, a thread each. The runtimes have one of their own: in one with all else
-# it ended in a segmentation fault
+# Two processes with a thread each. A file's tests stay in one of them, and share their fixtures there.
 test: .venv/complete
-	export OMP_NUM_THREADS=1; \
-	$(BIN)/pytest tests/deploy tests/test_predict_tool.py > .venv/test_deploy.log 2>&1 & \
-	deploy=$$!; status=0; \
-	$(BIN)/pytest --ignore tests/deploy --ignore tests/test_predict_tool.py || status=1; \
-	wait $$deploy || status=1; cat .venv/test_deploy.log; exit $$status
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: .venv/complete
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
