@@ -115,3 +115,20 @@ def test_clone_does_not_hide_the_package_from_a_script_beside_it(tmp_path):
     found = run(python, '-c', 'import mmseg_bisenetv2; print(mmseg_bisenetv2.__file__)',
                 cwd=tmp_path, env=clean())
     assert found.strip() == str(clone / 'mmseg_bisenetv2/__init__.py')
+
+
+@pytest.mark.parametrize('version', ['2.7.18', '3.10.13', '3.14.0'])
+def test_make_names_the_python_that_it_needs(version, tmp_path):
+    for name in ('Makefile', 'pyproject.toml', 'constraints.txt'):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / 'python'
+    numbers = tuple(map(int, version.split('.')))
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'import sys; "
+                      f"sys.version_info = {numbers}; exec(sys.argv[2])' \"$@\"\n")
+    python.chmod(0o755)
+    result = subprocess.run(['make', '-C', tmp_path, f'PYTHON={python}', 'demo'], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert result.returncode
+    assert (f'Python 3.11 to 3.13 is needed, found {version}: make PYTHON=python3.11'
+            in result.stdout)
+    assert not (tmp_path / '.venv').exists()

@@ -1,7 +1,6 @@
 """Training and testing as users start them: through mim, in processes of their own."""
 import json
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -126,37 +125,6 @@ def test_two_processes_agree(toy, tmp_path):
             assert torch.equal(value, second[name]), name
     name = 'backbone.bga.conv.bn.running_mean'
     assert not torch.equal(first[name], second[name])  # they did see different images
-
-
-def test_readme_example_of_another_config(tmp_path):
-    readme = (CONFIGS.parent / 'README.md').read_text()
-    example = next(block for block in re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
-                   if 'pspnet' in block)
-    (tmp_path / 'pspnet.py').write_text(example)
-    run('-c', textwrap.dedent('''
-        import torch
-        from mmengine.config import Config
-        from mmengine.model import revert_sync_batchnorm
-        from mmengine.optim import build_optim_wrapper
-        from mmengine.registry import MODELS, init_default_scope
-        from mmengine.structures import PixelData
-
-        config = Config.fromfile('pspnet.py')  # imports this package, and nothing else does
-        init_default_scope(config.default_scope)
-        assert config.model.type == 'EncoderDecoder'  # MMSegmentation's, and its heads too
-        config.model.data_preprocessor.size = (64, 64)
-        model = revert_sync_batchnorm(MODELS.build(config.model))
-        assert type(model.backbone).__module__ == 'mmseg_bisenetv2.models.bisenetv2'
-        optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
-        before = model.backbone.detail.detail_branch[0][0].conv.weight.clone()
-        from mmseg.structures import SegDataSample
-        sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 64, 64))))
-        image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-        losses = model.train_step(
-            dict(inputs=[image] * 2, data_samples=[sample] * 2), optim_wrapper)
-        assert torch.isfinite(losses['loss'])
-        assert not torch.equal(before, model.backbone.detail.detail_branch[0][0].conv.weight)
-    '''), cwd=tmp_path)
 
 
 def test_missing_data_names_path_and_preparation(tmp_path):

@@ -1,6 +1,5 @@
 import dataclasses
 import io
-import re
 import subprocess
 import sys
 import zipfile
@@ -288,22 +287,3 @@ def test_tool_names_what_cannot_be_exported(tmp_path):
         file.write("\ntest_pipeline = [dict(type='Resize', scale_factor=2.0)]")
     out = run('tools/export.py', config, checkpoint, tmp_path / 'a.onnx', ok=False)
     assert 'expected one Resize' in out and 'Traceback' not in out
-
-
-def test_readme_examples_need_nothing_of_this_package(model, metadata, tmp_path):
-    blocks = [block for block in re.findall(
-        r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
-        if 'import onnxruntime' in block or 'import openvino' in block]
-    assert len(blocks) == 2
-    import cv2
-    cv2.imwrite(str(tmp_path / 'street.png'), PICTURES[0])
-    for suffix, block in zip(('.onnx', '.xml'), blocks, strict=True):
-        export_and_verify(model, metadata, tmp_path / f'bisenetv2{suffix}', PICTURES[:1])
-        script = block + '\nimport sys, numpy; numpy.save("labels.npy", labels)\n' + (
-            'assert not {"torch", "mmseg", "mmseg_bisenetv2"} & set(sys.modules)')
-        result = subprocess.run([sys.executable, '-c', script], cwd=tmp_path,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert result.returncode == 0, result.stdout
-        labels = np.load(tmp_path / 'labels.npy')
-        expected = export.start(tmp_path / f'bisenetv2{suffix}')(PICTURES[0])[0]
-        assert labels.shape == (64, 96) and (labels == expected).mean() >= 0.999
