@@ -18,8 +18,8 @@ from PIL import Image, PngImagePlugin
 from scipy.stats import chi2_contingency, ks_2samp
 
 import mmseg_bisenetv2  # noqa: F401
-from mmseg_bisenetv2.datasets import transforms
-from mmseg_bisenetv2.decoding import _decode_png, decode_image, decode_labels
+from mmseg_bisenetv2 import decoding
+from mmseg_bisenetv2.decoding import decode_image, decode_labels
 
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS
@@ -255,8 +255,14 @@ def test_png_equals_opencvs(kind, monkeypatch):
     content = file.getvalue()
     expected = mmcv.imfrombytes(content)
     np.testing.assert_array_equal(decode_image(content, 'street.png'), expected)
-    assert (_decode_png(content) is not None) == plain
-    monkeypatch.setattr(transforms, 'imagecodecs', None)  # the extra is not installed
+    with monkeypatch.context() as patch:  # OpenCV decodes what imagecodecs does not.
+        patch.setattr(mmcv, 'imfrombytes', lambda content, **kwargs: None)
+        if plain:
+            np.testing.assert_array_equal(decode_image(content, 'street.png'), expected)
+        else:
+            with pytest.raises(ValueError, match='cannot be decoded'):
+                decode_image(content, 'street.png')
+    monkeypatch.setattr(decoding, 'imagecodecs', None)  # The extra is not installed.
     np.testing.assert_array_equal(decode_image(content, 'street.png'), expected)
 
 
@@ -277,7 +283,7 @@ def test_png_of_any_filters_equals_opencvs(height, width, seed, data):
     rows = np.random.default_rng(seed).integers(0, 256, (height, 1 + 3 * width), np.uint8)
     rows[:, 0] = data.draw(st.lists(st.integers(0, 4), min_size=height, max_size=height))
     content = png(height, width, IDAT=zlib.compress(rows.tobytes()))
-    np.testing.assert_array_equal(_decode_png(content), mmcv.imfrombytes(content))
+    np.testing.assert_array_equal(decode_image(content, 'a.png'), mmcv.imfrombytes(content))
 
 
 @pytest.mark.parametrize('content', [
@@ -317,7 +323,7 @@ def test_image_without_its_end_is_named_where_opencv_returns_its_first_rows(kind
     image = picture(64, 64)[0]
     content = (jpeg_with_preview() if kind == 'preview'
                else cv2.imencode(kind, image)[1].tobytes())
-    monkeypatch.setattr(mmcv, 'imfrombytes', lambda content: image)
+    monkeypatch.setattr(mmcv, 'imfrombytes', lambda content, **kwargs: image)
     decode_image(content, 'street.x')
     with pytest.raises(ValueError, match=r'street\.x: .*its end is missing; \d+ bytes'):
         decode_image(content[:-13], 'street.x')
