@@ -14,7 +14,7 @@ from PIL import Image
 try:
     import imagecodecs
 except ImportError:  # It comes with the extra "png".
-    imagecodecs = None
+    imagecodecs = None  # type: ignore[assignment]
 
 MAX_PIXELS = 2 ** 30  # OpenCV refuses larger images.
 EXIF_ORIENTATION = 0x0112

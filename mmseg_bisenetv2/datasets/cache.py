@@ -195,7 +195,7 @@ def _decode(path: str, name: str, folder: Path, entry: Entry | None,
     return dict(
         path=name, size=len(content), mtime_ns=mtime_ns,
         sha256=hashlib.sha256(content).hexdigest(), shape=list(array.shape),
-        pixels=hashlib.sha256(array).hexdigest())
+        pixels=hashlib.sha256(array.data).hexdigest())
 
 
 def _is_unchanged(path: str, entry: Entry) -> bool:

@@ -27,7 +27,7 @@ _TRAIN_IDS = np.full(256, 255, np.uint8)
 _TRAIN_IDS[list(LABEL_IDS.values())] = np.arange(len(LABEL_IDS))
 
 Array = np.ndarray
-Colour = Sequence[float] | Array  # BGR, 0 to 255
+Colour = Any  # BGR, 0 to 255, a tuple or an array
 Pose = tuple[float, float, float]  # X and Z in metres, yaw in radians
 
 _NEAR, _FAR, _LANE = 1.2, 160.0, 3.4  # metres
@@ -36,7 +36,6 @@ _ACROSS = np.pi / 2  # The yaw of what faces the camera; with yaw 0 it heads awa
 _TEXTURE = {
     'road': (.04, .05), 'sidewalk': (.06, .06), 'building': (.04, .08), 'wall': (.10, .10),
     'vegetation': (.16, .12), 'terrain': (.14, .15), 'sky': (0, 0), 'ego vehicle': (0, 0)}
-_OTHER_TEXTURE = (.02, .04)
 
 _GLASS, _DARK, _STEEL, _WHITE = (95, 80, 65), (35, 33, 32), (110, 110, 108), (235, 235, 235)
 _RED, _YELLOW, _BLUE, _GREEN = (40, 35, 200), (50, 200, 235), (170, 90, 30), (90, 150, 70)
@@ -62,7 +61,7 @@ def _rect(u0: float, v0: float, u1: float, v1: float) -> Array:
     return np.array([(u0, v0), (u1, v0), (u1, v1), (u0, v1)], float)
 
 
-def _disc(u: float, v: float, radius: float, radius_v: float = 0, corners: int = 18) -> Array:
+def _disc(u: float, v: float, radius: float, radius_v: Any = 0, corners: int = 18) -> Array:
     turn = np.arange(corners) * 2 * np.pi / corners
     return np.stack([u + radius * np.sin(turn), v + (radius_v or radius) * np.cos(turn)], -1)
 
@@ -88,7 +87,7 @@ class _Scene:
 
     def pick(self, palette: Sequence[Colour], jitter: float = 14) -> Array:
         """Picks a colour and varies it."""
-        colour = np.array(palette[self.rng.integers(len(palette))], float)
+        colour: Array = np.array(palette[int(self.rng.integers(len(palette)))], np.float64)
         colour = colour * self.rng.uniform(.8, 1.15) + self.rng.normal(0, jitter, 3)
         return np.clip(colour, 10, 245)
 
@@ -109,7 +108,7 @@ class _Scene:
         self.fill(np.stack([x + along * np.sin(yaw), points[..., 1], z + along * np.cos(yaw)], -1),
                   colour, name)
 
-    def box(self, name: str, pose: Pose, along: Sequence[float], width: float,
+    def box(self, name: str, pose: Pose, along: Sequence[float] | Array, width: float,
             heights: Sequence[float], colour: Array, taper: float = 0,
             windows: tuple[float, int, float, float] | None = None, wheel: float = 0) -> None:
         """Paints the visible faces of a box whose top is drawn in by ``taper`` metres.
@@ -134,7 +133,7 @@ class _Scene:
                 continue  # The face is turned away from the camera.
             light = .86 - .14 * inward[1] - .12 * inward[0]
             self.fill(quad, colour * light, name)
-            length = np.linalg.norm(quad[1] - quad[0])
+            length = float(np.linalg.norm(quad[1] - quad[0]))
             if windows and i < 4:
                 pane, rows, v0, v1 = windows
                 columns = max(1, round(length / pane))
@@ -229,11 +228,12 @@ def _figure(scene: _Scene, name: str, pose: Pose, hip: Any, hand: Any, feet: Any
             size: float = 1) -> None:
     """Paints a pedestrian or a rider, from the places of hip, hand and feet."""
     coat, trousers, hair = (scene.pick(_PAINT) * .7 for _ in range(3))
-    shoulder = np.array(hip) + ((hand[0] - hip[0]) / 4, .52)
+    shoulder_u, shoulder_v = shoulder = hip[0] + (hand[0] - hip[0]) / 4, hip[1] + .52
     for points, colour in (
             *((_bar(hip, foot, .2), trousers) for foot in feet), (_bar(hip, shoulder, .44), coat),
-            (_bar(shoulder, hand, .13), coat * .75), (_disc(*shoulder + (0, .26), .14), hair),
-            (_disc(*shoulder + (.04, .17), .11), _SKIN)):
+            (_bar(shoulder, hand, .13), coat * .75),
+            (_disc(shoulder_u, shoulder_v + .26, .14), hair),
+            (_disc(shoulder_u + .04, shoulder_v + .17, .11), _SKIN)):
         scene.patch(pose, size * points, colour, name)
 
 
@@ -243,18 +243,17 @@ def _person(scene: _Scene, x: float, z: float) -> None:
             ((-stride, 0), (stride, 0)), scene.rng.choice([.7, .95, 1, 1.05, 1.1]))
 
 
-def _two_wheeler(scene: _Scene, name: str, pose: Pose, ridden: bool) -> None:
+def _two_wheeler(scene: _Scene, name: str, pose: Pose) -> None:
     radius, base, thickness = _TWO_WHEELERS[name]
     colour, rear, front = scene.pick(_PAINT), (-base / 2, radius), (base / 2, radius)
     for hub, _ in (rear, front):  # It is labelled without the holes between the spokes.
         scene.patch(pose, _disc(hub, radius, radius), _DARK, name)
         scene.patch(pose, _disc(hub, radius, radius * (.8 - thickness)), (130, 130, 130))
     seat, crank, head = (-.25, .88), (-.05, .32), (.38, 1)
-    for bar in ((rear, seat), (rear, crank), (crank, seat), (crank, head), (seat, head),
-                (head, front)):
-        scene.patch(pose, _bar(*bar, thickness), colour, name)
-    if ridden:
-        _figure(scene, 'rider', pose, (-.25, .98), (.4, 1.1), ((0, .3),))
+    for start, end in ((rear, seat), (rear, crank), (crank, seat), (crank, head), (seat, head),
+                       (head, front)):
+        scene.patch(pose, _bar(start, end, thickness), colour, name)
+    _figure(scene, 'rider', pose, (-.25, .98), (.4, 1.1), ((0, .3),))
 
 
 def _roadside(scene: _Scene, kerb: float, outer: float, frontage: float, outward: int) -> None:
@@ -284,13 +283,9 @@ def _roadside(scene: _Scene, kerb: float, outer: float, frontage: float, outward
             x = x0 + (x1 - x0) * rng.random() + outward * .6
             scene.later(x0, z, partial(draw, x=x, z=z))
     for name in _TWO_WHEELERS:
-        if rng.random() < .3:  # parked on the sidewalk
-            z = rng.uniform(6, 14)
-            pose = (kerb + outward * .8, z, rng.uniform(.3, 1.2))
-            scene.later(kerb, z, _two_wheeler, name, pose, False)
-        if rng.random() < .45:  # It rides along the kerb; exactly from behind it is a mere line.
+        if rng.random() < .5:  # It rides along the kerb, turned: exactly from behind it is a line.
             z, turn = rng.uniform(6, 15), rng.choice([-1, 1]) * rng.uniform(.35, 1.2)
-            scene.later(kerb, z, _two_wheeler, name, (kerb - outward * .5, z, turn), True)
+            scene.later(kerb, z, _two_wheeler, name, (kerb - outward * .5, z, turn))
 
 
 def _traffic(scene: _Scene, road: tuple[float, float]) -> None:
@@ -317,18 +312,18 @@ def _bonnet(scene: _Scene) -> None:
 def _photograph(scene: _Scene) -> Array:
     """Adds texture, light, lens and sensor, so that colour alone tells no class."""
     rng, (height, width) = scene.rng, scene.size
-    contrast = np.tile(np.float32(_OTHER_TEXTURE), (256, 1))
-    for name, value in _TEXTURE.items():
-        contrast[_IDS[name]] = value
-    light = np.float32(rng.uniform(.75, 1.15) * rng.normal(1, .04, 3))
-    blur, noise = height / 256 * rng.uniform(.4, .8), np.float32(rng.uniform(2, 6))
-    texture = np.ones(scene.size, np.float32)
+    contrast = np.zeros((256, 2), np.float32)
+    for name, label_id in _IDS.items():
+        contrast[label_id] = _TEXTURE.get(name, (.02, .04))
+    light = (rng.uniform(.75, 1.15) * rng.normal(1, .04, 3)).astype(np.float32)
+    blur, noise = height / 256 * rng.uniform(.4, .8), float(rng.uniform(2, 6))
+    texture: Array = np.ones(scene.size, np.float32)
     for i, grid in enumerate(((160, 320), (16, 32))):
-        grain = rng.standard_normal(grid, np.float32)
-        grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)
+        grain: Array = cv2.resize(rng.standard_normal(grid, np.float32), (width, height),
+                                  interpolation=cv2.INTER_CUBIC)
         texture += contrast[scene.label, i] * grain
-    image = cv2.GaussianBlur(scene.image * (texture[..., None] * light), (0, 0), blur)
-    image += noise * rng.standard_normal(image.shape, np.float32)
+    image: Array = cv2.GaussianBlur(scene.image * (texture[..., None] * light), (0, 0), blur)
+    image = image + noise * rng.standard_normal(image.shape, np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 

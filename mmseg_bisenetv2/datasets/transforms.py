@@ -209,7 +209,8 @@ class RandomResizeCrop(BaseTransform):
         counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
         if 0 <= self.ignore_index <= 255:
             counts[self.ignore_index] = 0
-        return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.cat_max_ratio
+        return bool(np.count_nonzero(counts) > 1
+                    and counts.max() / counts.sum() < self.cat_max_ratio)
 
 
 def _nearest(size_in: int, size_out: int) -> np.ndarray:
@@ -301,7 +302,8 @@ class PackSegInputs(MMSegPackSegInputs):
     def transform(self, results: Results) -> Results:
         """Packs ``img`` as ``inputs``, (C, H, W), and ``gt_seg_map`` as a data sample."""
         rest = dict(results)
-        image, labels = results.get('img'), results.get('gt_seg_map')
+        image: Any = results.get('img')
+        labels: Any = results.get('gt_seg_map')
         plain_image = _is_uint8(image, 3) and image.shape[2] == 3 and image.size > 0
         plain_labels = _is_uint8(labels, 2)
         if plain_image:
