@@ -37,7 +37,7 @@ class CamVidDataset(ValidatedDataset):
         'python tools/prepare_camvid.py PATH_OF_IT data/camvid')
 
     def __init__(self, img_suffix: str | None = None, **kwargs: Any) -> None:
-        self.img_suffix: str | None  # set by the base class
+        self.img_suffix: str | None  # The base class sets it.
         super().__init__(img_suffix=img_suffix, **kwargs)
 
     def load_data_list(self) -> list[dict]:
