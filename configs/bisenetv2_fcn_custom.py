@@ -17,13 +17,15 @@ _base_ = [
     'mmseg::_base_/default_runtime.py',
 ]
 # ------------------------------------------------------------------------------------------------
-classes = ('background', 'drivable')
+classes = ('background', 'drivable')  # or the path of a text file with a name in each line
 palette = [[0, 0, 0], [128, 64, 128]]  # RGB
 scale = (1280, 720)  # (width, height) of your images; training scales by 0.5 to 2 around it
 crop_size = (512, 512)  # (height, width) of the training crops
 max_iters = 40000
 data = dict(data_root='data/my_dataset', img_suffix='.jpg', seg_map_suffix='.png')
 # ------------------------------------------------------------------------------------------------
+if isinstance(classes, str):
+    classes = tuple(open(classes, encoding='utf-8').read().splitlines())
 dataset = dict(data, metainfo=dict(classes=classes, palette=palette))
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].update(scale=scale, crop_size=crop_size)  # RandomResizeCrop
@@ -31,10 +33,16 @@ train_dataloader = dict(dataset=dict(dataset, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader
 param_scheduler = _base_.param_scheduler
-param_scheduler[0].end = min(1000, max_iters // 10) + 1  # warm-up
+tenth = max(1, max_iters // 10)
+param_scheduler[0].end = min(1000, tenth) + 1  # warm-up
 param_scheduler[1].end = max_iters + 1  # poly
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 10)
-default_hooks = dict(checkpoint=dict(interval=max_iters // 10))
+train_cfg = dict(max_iters=max_iters, val_interval=tenth)
+default_hooks = dict(
+    checkpoint=dict(interval=tenth),
+    # The settings above can be changed in the file only; --cfg-options would come too late.
+    settings=dict(type='mmseg_bisenetv2.SettingsHook', settings=dict(
+        classes=classes, palette=palette, scale=scale, crop_size=crop_size, max_iters=max_iters,
+        data=data)))
 model = dict(
     data_preprocessor=dict(size=crop_size),
     decode_head=dict(num_classes=len(classes)),

@@ -1,8 +1,12 @@
 """MMSegmentation's IoUMetric, from one confusion matrix of integers."""
 import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
+from torch import Tensor
 
 from mmseg_bisenetv2.registry import METRICS
 from mmseg_bisenetv2.visualization import draw_confusion
@@ -19,27 +23,36 @@ class IoUMetric(MMSegIoUMetric):
     million pixels of a class only.
 
     Args:
-        confusion_picture (str, optional): A PNG to draw the confusion matrix into.
-        **kwargs: Those of ``mmseg.evaluation.IoUMetric``.
+        ignore_index, iou_metrics, nan_to_num, beta, collect_device, output_dir, format_only,
+            prefix: See ``mmseg.evaluation.IoUMetric``.
+        confusion_picture: A PNG to draw the confusion matrix into. A relative path begins at the
+            folder of the run's log, ``WORK_DIR/TIMESTAMP``, if there is a run.
+        **kwargs: Not used, as in the original.
     """
 
-    def __init__(self, confusion_picture=None, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, ignore_index: int = 255, iou_metrics: Sequence[str] = ['mIoU'],
+                 nan_to_num: int | None = None, beta: int = 1, collect_device: str = 'cpu',
+                 output_dir: str | None = None, format_only: bool = False,
+                 prefix: str | None = None, confusion_picture: str | Path | None = None,
+                 **kwargs: Any) -> None:
+        super().__init__(ignore_index, iou_metrics, nan_to_num, beta, collect_device, output_dir,
+                         format_only, prefix, **kwargs)
         self.confusion_picture = confusion_picture
 
     @staticmethod
-    def intersect_and_union(pred_label, label, num_classes, ignore_index):
-        """Counts of one image, which :meth:`compute_metrics` adds up.
+    def intersect_and_union(pred_label: Tensor, label: Tensor, num_classes: int,
+                            ignore_index: int) -> Tensor:
+        """Counts the pixels of one image; :meth:`compute_metrics` adds the counts up.
 
         Args:
-            pred_label (Tensor): Predicted classes, (H, W).
-            label (Tensor): True classes, (H, W).
-            num_classes (int): C.
-            ignore_index (int): The label of pixels that do not count.
+            pred_label: Predicted classes, (H, W).
+            label: True classes, (H, W).
+            num_classes: C.
+            ignore_index: The label of pixels that do not count.
 
         Returns:
-            Tensor: (C + 1, C + 1) int64, sparse, on the CPU: true class by predicted class. The
-            last row and column count what is no class.
+            (C + 1, C + 1) int64, sparse, on the CPU: true class by predicted class. The last row
+            and column count what is no class.
         """
         label = label.int()
         true = label.clamp(max=num_classes).masked_fill_(label < 0, num_classes)
@@ -50,33 +63,43 @@ class IoUMetric(MMSegIoUMetric):
         counts = torch.bincount(pairs.reshape(-1), minlength=(num_classes + 2) * (num_classes + 1))
         return counts.view(num_classes + 2, num_classes + 1)[:-1].cpu().to_sparse()
 
-    def compute_metrics(self, results):
-        """The scores of all images, as MMSegmentation computes them.
+    def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
+        """Computes the scores of all images, as MMSegmentation does.
 
         Args:
-            results (list[Tensor]): A confusion matrix for each image.
+            results: A confusion matrix for each image.
 
         Returns:
-            dict[str, float]: Such as ``{'aAcc': ..., 'mIoU': 74.62, 'mAcc': ...}``, in per cent.
+            Such as ``{'aAcc': ..., 'mIoU': 74.62, 'mAcc': ...}``, in per cent.
         """
         if self.format_only:
             return super().compute_metrics(results)
         confusion = functools.reduce(torch.add, results).to_dense()
-        correct = confusion.diag()[:-1].double()
-        true, predicted = confusion.sum(1)[:-1].double(), confusion.sum(0)[:-1].double()
         if self.confusion_picture:
-            draw_confusion(confusion[:-1, :-1].numpy(), self.dataset_meta['classes'],
-                           self.confusion_picture)
-            print_log(f'confusion matrix: {self.confusion_picture}', logger='current')
-        return super().compute_metrics([(correct, true + predicted - correct, predicted, true)])
+            path = _log_folder() / self.confusion_picture
+            draw_confusion(confusion[:-1, :-1].numpy(), self.dataset_meta['classes'], path)
+            print_log(f'confusion matrix: {path}', logger='current')
+        return super().compute_metrics([_class_areas(confusion)])
 
 
-def mean_iou(confusion):
-    """Mean intersection over union, in per cent, of the classes that occur.
+def mean_iou(confusion: Tensor) -> float:
+    """Computes the mean intersection over union, in per cent, of the classes that occur.
 
     Args:
-        confusion (Tensor): As :meth:`IoUMetric.intersect_and_union` counts it.
+        confusion: As :meth:`IoUMetric.intersect_and_union` counts it, dense.
     """
+    correct, union, *_ = _class_areas(confusion)
+    return 100 * float((correct / union).nanmean())
+
+
+def _class_areas(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the pixels of each class: intersection, union, predicted, true; (C,) float64."""
     correct = confusion.diag()[:-1].double()
-    union = (confusion.sum(0) + confusion.sum(1))[:-1] - correct
-    return 100 * float((correct / union)[union > 0].mean())
+    true, predicted = confusion.sum(1)[:-1].double(), confusion.sum(0)[:-1].double()
+    return correct, true + predicted - correct, predicted, true
+
+
+def _log_folder() -> Path:
+    """Returns the folder of the run's log file; the current folder if nothing logs to a file."""
+    log_file = MMLogger.get_current_instance().log_file
+    return Path(log_file).parent if log_file else Path()

@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 import mmseg_bisenetv2  # noqa: F401
-from mmseg_bisenetv2.metrics import IoUMetric
+from mmseg_bisenetv2.metrics import IoUMetric, mean_iou
 from mmseg_bisenetv2.visualization import draw_confusion
 
 from mmseg.evaluation import IoUMetric as MMSegIoUMetric
@@ -105,3 +108,24 @@ def test_picture(tmp_path):
     assert np.array_equal(first, cv2.imread(str(path)))  # rows are in per cent
     draw_confusion(confusion.T, ('a', 'b'), path)
     assert not np.array_equal(first, cv2.imread(str(path)))
+
+
+def test_relative_picture_lies_beside_the_log_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kwargs = dict(confusion_picture='confusion.png')
+    (tmp_path / 'work_dir/now').mkdir(parents=True)
+    MMLogger.get_instance(f'{tmp_path} 1', logger_name='metrics',
+                          log_file=str(tmp_path / 'work_dir/now/now.log'))
+    evaluate(IoUMetric, samples(), **kwargs)
+    assert Path('work_dir/now/confusion.png').is_file() and not Path('confusion.png').exists()
+    MMLogger.get_instance(f'{tmp_path} 2', logger_name='metrics')  # There is no run.
+    evaluate(IoUMetric, samples(), **kwargs)
+    assert Path('confusion.png').is_file()
+
+
+def test_mean_iou_is_that_of_the_metric():
+    expected = evaluate(IoUMetric, samples())[0]['mIoU']
+    confusion = sum(IoUMetric.intersect_and_union(
+        s['pred_sem_seg']['data'], s['gt_sem_seg']['data'], len(CLASSES), 255).to_dense()
+        for s in samples())
+    assert confusion.diag()[-2] == 0 and f'{mean_iou(confusion):.2f}' == f'{expected:.2f}'

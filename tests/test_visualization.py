@@ -2,14 +2,23 @@
 import json
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 from mmengine.config import Config
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.datasets.toy_cityscapes import make_toy_cityscapes
-from mmseg_bisenetv2.visualization import draw_curve, draw_samples, read_scores
+from mmseg_bisenetv2.visualization import (
+    colour_table,
+    draw_confusion,
+    draw_curve,
+    draw_samples,
+    draw_speeds,
+    read_scores,
+)
 
 from mmseg.apis import init_model
 from mmseg.registry import DATASETS
@@ -60,3 +69,25 @@ def test_nothing_there_is_said(tmp_path):
         draw_curve(tmp_path, tmp_path / 'curve.png')
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         read_scores(tmp_path)
+
+
+def test_colour_table():
+    table = colour_table([(1, 2, 3), [255, 0, 128]])
+    assert table.shape == (256, 3) and table.dtype == np.uint8
+    assert table[:2].tolist() == [[1, 2, 3], [255, 0, 128]] and not table[2:].any()
+
+
+def test_figures_leave_a_notebooks_backend_alone(tmp_path):
+    (tmp_path / 'run/vis_data').mkdir(parents=True)
+    (tmp_path / 'run/vis_data/scalars.json').write_text(json.dumps(dict(iter=1, loss=2, step=1)))
+    before = matplotlib.get_backend()
+    pyplot.switch_backend('svg')
+    try:
+        draw_curve(tmp_path, tmp_path / 'a.png')
+        draw_confusion(np.eye(2), 'ab', tmp_path / 'b.png')
+        draw_speeds(dict(ours=2.0), 'times', tmp_path / 'new/c.png')
+        assert matplotlib.get_backend() == 'svg' and not pyplot.get_fignums()
+    finally:
+        pyplot.switch_backend(before)
+    assert all(cv2.imread(str(tmp_path / name)) is not None
+               for name in ('a.png', 'b.png', 'new/c.png'))

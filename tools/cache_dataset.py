@@ -4,21 +4,34 @@
 
 Writes DATA_ROOT/cache_mmseg_bisenetv2, which the data sets of this package use from then on:
 25 GB for Cityscapes' training split. Run it again after a change of the data or after an
-interruption: finished files are checked by their hashes and kept.
+interruption: finished files are checked by their hashes and kept. Data sets inside of wrappers,
+such as RepeatDataset and ConcatDataset, are decoded one by one.
 """
 import argparse
 import sys
+from collections.abc import Iterator
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg
 from mmseg_bisenetv2.datasets.cache import build_cache
 
+from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
 
-def main():
+def build_datasets(config: ConfigDict) -> Iterator[BaseSegDataset]:
+    """Builds a data set, or those inside of a wrapper."""
+    inner = config.get('datasets', [config.dataset] if 'dataset' in config else None)
+    if inner is None:
+        yield DATASETS.build(dict(config, lazy_init=True))
+    else:
+        for dataset in inner:
+            yield from build_datasets(dataset)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
@@ -33,16 +46,16 @@ def main():
     config.merge_from_dict(args.cfg_options)
     init_default_scope('mmseg')
     for split in args.split:
-        dataset = DATASETS.build(dict(config[f'{split}_dataloader'].dataset, lazy_init=True))
-        files = dataset.load_data_list()
-        try:
-            decoded, kept = build_cache(
-                dataset.data_root, [file['img_path'] for file in files],
-                [file['seg_map_path'] for file in files if 'seg_map_path' in file],
-                args.out, args.num_workers)
-        except (OSError, ValueError) as error:
-            sys.exit(f'\n{error}')
-        print(f'\n{split}: {decoded} files decoded, {kept} were finished')
+        for dataset in build_datasets(config[f'{split}_dataloader'].dataset):
+            try:
+                files = dataset.load_data_list()
+                decoded, kept = build_cache(
+                    dataset.data_root, [file['img_path'] for file in files],
+                    [file['seg_map_path'] for file in files if 'seg_map_path' in file],
+                    args.out, args.num_workers)
+            except (OSError, ValueError) as error:
+                sys.exit(f'\n{error}')
+            print(f'\n{split}: {decoded} files decoded, {kept} were finished')
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from mmseg.apis import init_model
 from mmseg.registry import DATASETS
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint')

@@ -7,7 +7,7 @@ import argparse
 from mmseg_bisenetv2.datasets.toy_cityscapes import make_toy_cityscapes
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Write a toy Cityscapes for CityscapesDataset; an earlier one is replaced.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -20,7 +20,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_args()
     root = make_toy_cityscapes(args.root, args.train, args.val, tuple(args.size), args.seed)
     height, width = args.size

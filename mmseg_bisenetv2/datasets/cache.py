@@ -1,21 +1,24 @@
-"""A decoded copy of a data set beside it: pixels as raw files, which are mapped, not read.
+"""A decoded copy of a data set: its pixels as raw files, which are mapped into memory.
 
 Decoding a 2048x1024 PNG and its label map takes 50 ms, mapping their pixels 0.1 ms, and a crop
 then loads the rows it needs. The price is space: 8.4 MB for such a pair.
 
-    DATA_ROOT/cache_mmseg_bisenetv2/index.jsonl         a line {"format": 1}, then one a file
+    DATA_ROOT/cache_mmseg_bisenetv2/index.jsonl         {"format": 1}, then a line for each file
     DATA_ROOT/cache_mmseg_bisenetv2/PATH_OF_FILE.raw    uint8, (H, W, 3) BGR or (H, W)
 
-A line is written when its pixels are, so that a build that was killed goes on where it ended.
+The line of a file is written after its pixels, so that a build that was killed can go on.
 """
 import hashlib
 import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from mmengine.utils import ProgressBar
 from PIL import Image
 
@@ -23,14 +26,19 @@ from mmseg_bisenetv2.decoding import decode_image, decode_labels
 
 FOLDER = 'cache_mmseg_bisenetv2'
 FORMAT = 1
+ENTRY_TYPES = dict(path=str, size=int, mtime_ns=int, sha256=str, shape=list, pixels=str)
 REMEDY = 'Bring it up to date: python tools/cache_dataset.py CONFIG. Or delete the folder'
+
+
+Decoder = Callable[[bytes, str], np.ndarray]
+Entry = dict[str, Any]  # A line of the index; see read_index.
 
 
 class CacheError(ValueError):
     """A decoded cache that must not be used."""
 
 
-def find_cached(root, paths):
+def find_cached(root: str | Path, paths: Iterable[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Looks for the decoded copies of files.
 
     Args:
@@ -38,8 +46,7 @@ def find_cached(root, paths):
         paths: Files below it.
 
     Returns:
-        For each path the file of its pixels and their shape; nothing where none of them is
-        cached.
+        For each path the file of its pixels and their shape; empty if no path is cached.
 
     Raises:
         CacheError: If the cache is unreadable, lacks some of the files, or one of them or its
@@ -51,7 +58,7 @@ def find_cached(root, paths):
         return {}
     index = read_index(folder)
     names = {path: os.path.relpath(path, root) for path in paths}
-    if not any(name in index for name in names.values()):  # another split's
+    if not any(name in index for name in names.values()):  # The cache is another split's.
         return {}
     found = {}
     for path, name in names.items():
@@ -67,7 +74,8 @@ def find_cached(root, paths):
     return found
 
 
-def build_cache(root, images, label_maps, out=None, num_workers=1):
+def build_cache(root: str | Path, images: Iterable[str], label_maps: Iterable[str],
+                out: str | Path | None = None, num_workers: int = 1) -> tuple[int, int]:
     """Decodes files into the cache of a data set; finished ones are checked and kept.
 
     Args:
@@ -85,7 +93,8 @@ def build_cache(root, images, label_maps, out=None, num_workers=1):
         ValueError: If a file cannot be decoded or lies outside ``root``.
     """
     folder = Path(root) / FOLDER
-    decoders = dict.fromkeys(images, decode_image) | dict.fromkeys(label_maps, decode_labels)
+    decoders: dict[str, Decoder] = dict.fromkeys(images, decode_image)
+    decoders |= dict.fromkeys(label_maps, decode_labels)
     names = {path: os.path.relpath(path, root) for path in decoders}
     for path, name in names.items():
         if name.startswith(os.pardir):
@@ -97,11 +106,11 @@ def build_cache(root, images, label_maps, out=None, num_workers=1):
         index = read_index(folder)
     except (CacheError, FileNotFoundError):
         index = {}
-    _check_space(folder, [path for path, name in names.items() if not (
-        name in index and _has_size(folder / f'{name}.raw', index[name]))], decoders)
+    _check_space(folder, {path: decoders[path] for path, name in names.items() if not (
+        name in index and _has_size(folder / f'{name}.raw', index[name]))})
     _write_index(folder, index)
 
-    def work(path):
+    def work(path: str) -> Entry | None:
         return _decode(path, names[path], folder, index.get(names[path]), decoders[path])
 
     decoded, progress = 0, ProgressBar(len(names))
@@ -113,17 +122,17 @@ def build_cache(root, images, label_maps, out=None, num_workers=1):
                     file.flush()
                     decoded += 1
                 progress.update()
-        except BaseException:  # Ctrl-C too: what has not begun shall not
+        except BaseException:  # On Ctrl-C too, files that are still waiting are not decoded.
             pool.shutdown(cancel_futures=True)
             raise
     return decoded, len(names) - decoded
 
 
-def read_index(folder):
+def read_index(folder: str | Path) -> dict[str, Entry]:
     """Reads the index of a cache; a last line without its end, left by a killed build, is dropped.
 
     Args:
-        folder: Of the cache.
+        folder: That of the cache.
 
     Returns:
         For each file, by its path in the data set, a dict of ``size``, ``mtime_ns`` and
@@ -133,7 +142,8 @@ def read_index(folder):
         CacheError: If it is broken or of another version.
         FileNotFoundError: If there is none.
     """
-    path, index = Path(folder) / 'index.jsonl', {}
+    path = Path(folder) / 'index.jsonl'
+    index: dict[str, Entry] = {}
     try:
         header, *lines = path.read_bytes().split(b'\n')[:-1]
         version = json.loads(header)['format']
@@ -151,9 +161,8 @@ def read_index(folder):
     return index
 
 
-def _check_entry(entry):
-    for key, kind in dict(path=str, size=int, mtime_ns=int, sha256=str, shape=list,
-                          pixels=str).items():
+def _check_entry(entry: Entry) -> None:
+    for key, kind in ENTRY_TYPES.items():
         if type(entry[key]) is not kind:
             raise ValueError(f'{key} is {entry[key]!r}')
     shape = entry['shape']
@@ -162,14 +171,15 @@ def _check_entry(entry):
         raise ValueError(f'shape is {shape}')
 
 
-def _write_index(folder, index):
-    lines = [dict(format=FORMAT), *index.values()]
+def _write_index(folder: Path, index: Mapping[str, Entry]) -> None:
+    lines: list[Entry] = [dict(format=FORMAT), *index.values()]
     temporary = folder / 'index.jsonl.tmp'
     temporary.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     os.replace(temporary, folder / 'index.jsonl')
 
 
-def _decode(path, name, folder, entry, decode):
+def _decode(path: str, name: str, folder: Path, entry: Entry | None,
+            decode: Decoder) -> Entry | None:
     """Decodes one file; returns its line of the index, or None if it was finished."""
     pixels = folder / f'{name}.raw'
     if (entry and _has_size(pixels, entry) and _is_unchanged(path, entry)
@@ -185,31 +195,32 @@ def _decode(path, name, folder, entry, decode):
     return dict(
         path=name, size=len(content), mtime_ns=mtime_ns,
         sha256=hashlib.sha256(content).hexdigest(), shape=list(array.shape),
-        pixels=hashlib.sha256(array).hexdigest())
+        pixels=hashlib.sha256(array.data).hexdigest())
 
 
-def _is_unchanged(path, entry):
+def _is_unchanged(path: str, entry: Entry) -> bool:
     status = os.stat(path)
     return status.st_size == entry['size'] and (
         status.st_mtime_ns == entry['mtime_ns'] or _sha256(path) == entry['sha256'])
 
 
-def _has_size(pixels, entry):
+def _has_size(pixels: Path, entry: Entry) -> bool:
     return pixels.is_file() and pixels.stat().st_size == math.prod(entry['shape'])
 
 
-def _sha256(path):
+def _sha256(path: str | Path) -> str:
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _check_space(folder, paths, decoders):
+def _check_space(folder: Path, decoders: Mapping[str, Decoder]) -> None:
+    """Compares the free space with what the pixels of these files will take."""
     needed = 0
-    for path in paths:
+    for path, decode in decoders.items():
         try:
-            with Image.open(path) as image:  # reads the header only
-                needed += math.prod(image.size) * (3 if decoders[path] is decode_image else 1)
-        except Exception:  # Pillow raises many kinds; decoding says what is wrong
+            with Image.open(path) as image:  # This reads the header only.
+                needed += math.prod(image.size) * (3 if decode is decode_image else 1)
+        except Exception:  # Pillow raises many kinds; decoding will say what is wrong.
             continue
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -217,7 +228,8 @@ def _check_space(folder, paths, decoders):
                       'some, or choose another disk with --out')
 
 
-def _link(folder, out):
+def _link(folder: Path, out: Path) -> None:
+    """Makes ``folder`` a link to ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     if not folder.exists() and not folder.is_symlink():
         folder.symlink_to(out.resolve(), target_is_directory=True)

