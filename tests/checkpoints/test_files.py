@@ -164,8 +164,25 @@ ENDLESS = torch.zeros(1).expand(10**5)  # could be any length
 def test_no_tensor_is_iterated(tmp_path, call, legacy):
     path = tmp_path / 'endless.pth'
     torch.save({'a': call}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match='of a tensor'):
+    with pytest.raises(CheckpointError, match='of a tensor|OrderedDict with arguments'):
         read_checkpoint(str(path))
+
+
+def test_no_tensor_is_taken_for_the_arguments_of_a_call(tmp_path):
+    path = archive(tmp_path / 'endless.pth', b'\x80\x02cbuiltins\nset\nctorch\nSize\n)RR.')
+    with pytest.raises(CheckpointError, match='asks to run builtins.set'):
+        read_checkpoint(str(path))
+
+
+def test_texts_are_encoded_as_latin1_only(tmp_path):
+    content = b'\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX%c\x00\x00\x00%s\x86R.'
+    for codec in (b'latin1', b'punycode'):
+        path = str(archive(tmp_path / 'text.pth', content % (len(codec), codec)))
+        if codec == b'latin1':
+            assert read_checkpoint(path) == b'a'
+        else:
+            with pytest.raises(CheckpointError, match='other than latin1'):
+                read_checkpoint(path)
 
 
 @pytest.mark.parametrize('call', [
@@ -177,16 +194,6 @@ def test_nothing_is_called_that_no_checkpoint_calls(tmp_path, call):
     path = tmp_path / 'endless.pth'
     torch.save({'a': call}, path)
     with pytest.raises(CheckpointError, match='it asks to run'):
-        read_checkpoint(str(path))
-
-
-def test_no_tensor_is_iterated_that_a_list_gets_later(tmp_path):
-    path = tmp_path / 'endless.pth'
-    content = (b'\x80\x02]q\x00\x85q\x01'  # list, memo 0; (list,), memo 1
-               b'h\x00ctorch\nSize\n)Ra'  # list.append(built)
-               b'cbuiltins\nset\nh\x01R\x87.')  # set(*(list,))
-    archive(path, content)
-    with pytest.raises(CheckpointError, match='of a tensor'):
         read_checkpoint(str(path))
 
 

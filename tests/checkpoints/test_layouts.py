@@ -95,7 +95,8 @@ def test_any_part_survives_the_way_there_and_back(shapes, data):
             and (to == 'sssegmentation' or not key.startswith('auxiliary_head.'))]
     part = data.draw(st.sets(st.sampled_from(keys), min_size=1, max_size=20))
     part |= {'backbone.detail.detail_branch.0.0.conv.weight'}  # by which it is recognised
-    state = {key: torch.ones(shapes[key]) for key in part}
+    state = {key: torch.ones(shapes[key], dtype=torch.int64 if 'tracked' in key else torch.float32)
+             for key in part}
     back = convert_state_dict(convert_state_dict(state, to=to))
     assert back.keys() - set(BGA_BIASES) == part
     assert all(back[key] is state[key] for key in part)
