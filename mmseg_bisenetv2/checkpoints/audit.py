@@ -15,8 +15,8 @@
   length: called. Here arguments are tuples of plain values.
 - A text is encoded by a codec of quadratic time (punycode): called. Here only as latin1.
 - A dictionary's key is a tuple of tuples that share their items, 2^n items in n bytes: hashed.
-  Here a nested tuple has at most 5,000 items.
-- A few megabytes of instructions: carried out. Here at most 1,000,000.
+  Here a nested tuple has at most 2,000 items.
+- A few megabytes of instructions: carried out. Here at most 500,000.
 """
 import os
 import pickletools
@@ -27,8 +27,8 @@ from typing import IO
 from mmseg_bisenetv2.checkpoints.layouts import CheckpointError
 
 MAX_INFLATION = 10  # torch.save does not compress, so an honest file holds its own size
-MAX_TUPLE = 5_000  # the longest in practice are class names, some thousand at most
-MAX_INSTRUCTIONS = 1_000_000  # a training checkpoint of BiSeNetV2 has 30,000
+MAX_TUPLE = 2_000  # the longest in practice are class names, 1,203 of LVIS
+MAX_INSTRUCTIONS = 500_000  # a training checkpoint of BiSeNetV2 has 25,000
 PLAIN_ARGUMENTS = ('Counter', 'Size', 'set')  # these iterate over their argument
 ALLOWED_CALLS = (
     *PLAIN_ARGUMENTS, 'OrderedDict', '_rebuild_tensor', '_rebuild_tensor_v2',
@@ -95,7 +95,7 @@ def audit_pickle(pickle: bytes | IO[bytes]) -> None:
             elif kind is not pickletools.markobject:
                 taken.append(stack.pop())
         if name == 'GLOBAL':
-            stack.append(PickledObject(argument.replace(' ', '.')))
+            stack.append(PickledObject(str(argument).replace(' ', '.')))
         elif name in ('REDUCE', 'NEWOBJ'):
             _audit_call(*reversed(taken))
             stack.append(PickledObject(is_built=True))

@@ -18,6 +18,7 @@ from mmseg_bisenetv2.checkpoints.layouts import (
     CheckpointError,
     check_tensor,
     convert_state_dict,
+    first_names,
     recognise,
     unwrap,
 )
@@ -175,7 +176,7 @@ def convert_checkpoint(source: str, target: str, to: str = 'mmsegmentation',
     checkpoint = prepare_content(content, source)
     state = unwrap(content)
     if recognise(state) is None:
-        raise CheckpointError(f'{source} holds no BiSeNetV2, but {", ".join([*state][:3])} ...')
+        raise CheckpointError(f'{source} holds no BiSeNetV2, but {first_names(state)}')
     for key, value in state.items():
         check_tensor(f'{source}: {key}', value)
     before = _sizes(state)

@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -126,6 +127,11 @@ def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
     return next((target.format(*match.groups()) for match, target in matches if match), None)
 
 
+def first_names(names: Iterable[str]) -> str:
+    """The first three names for a message, shortened."""
+    return ', '.join(name[:100] for name in itertools.islice(names, 3)) + ' ...'
+
+
 def unwrap(checkpoint: Any) -> dict[str, Any]:
     """Finds the tensors in a checkpoint of any layout, and strips the prefixes of wrappers.
 
@@ -142,9 +148,9 @@ def unwrap(checkpoint: Any) -> dict[str, Any]:
         CheckpointError: If there is no dictionary with names for keys.
     """
     for wrapper in ('state_dict', 'model'):
-        inner = dict.get(checkpoint, wrapper) if isinstance(checkpoint, dict) else None
-        if isinstance(inner, dict) or (inner is not None and wrapper == 'state_dict'):
-            checkpoint = inner
+        if isinstance(checkpoint, dict) and wrapper in checkpoint and (
+                wrapper == 'state_dict' or isinstance(checkpoint[wrapper], dict)):
+            checkpoint = checkpoint[wrapper]
             break
     if isinstance(checkpoint, dict) and all(isinstance(v, dict) for v in dict.values(checkpoint)):
         checkpoint = {f'{name}.{key}': value for name, part in dict.items(checkpoint)
@@ -162,8 +168,9 @@ def recognise(state: dict[str, Any]) -> str | None:
     Returns:
         'mmsegmentation', 'sssegmentation' or 'coincheung'; None if it holds no BiSeNetV2.
     """
-    marks = dict(mmsegmentation=('backbone.detail.', 'backbone.semantic.', 'backbone.bga.'))
-    marks.update((name, layout.marks) for name, layout in FOREIGN_LAYOUTS.items())
+    ours = ('backbone.detail.', 'backbone.semantic.', 'backbone.bga.')
+    marks = {'mmsegmentation': ours,
+             **{name: layout.marks for name, layout in FOREIGN_LAYOUTS.items()}}
     return next((name for name, mark in marks.items()
                  if any(key.startswith(mark) for key in state)), None)
 
@@ -255,7 +262,7 @@ def _to_ours(state: dict[str, Any], layout: str) -> dict[str, Tensor]:
     print_log(
         f'{title} weights converted: {len(kept) - len(unknown)} tensors used'
         + (f', {len(state) - len(kept)} left out ({reason})' if len(kept) < len(state) else '')
-        + (f', {len(unknown)} unknown ({", ".join(unknown[:3])} ...)' if unknown else '')
+        + (f', {len(unknown)} unknown ({first_names(unknown)})' if unknown else '')
         + f', {len(BGA_BIASES)} biases that it lacks set to 0' + f'; {note}' * bool(note),
         logger='current')
     return ours
@@ -274,6 +281,6 @@ def _from_ours(state: dict[str, Any], layout: str) -> dict[str, Tensor]:
     unknown = [key for key, name in names.items() if name is None]
     if unknown:
         raise CheckpointError(
-            f'{title} has no place for {len(unknown)} tensors ({", ".join(unknown[:3])} ...)'
+            f'{title} has no place for {len(unknown)} tensors ({first_names(unknown)})'
             + (f': {reason}. Leave them out: tools/convert_checkpoint.py --strip' * bool(reason)))
-    return {names[key]: value for key, value in state.items()}
+    return {str(names[key]): value for key, value in state.items()}

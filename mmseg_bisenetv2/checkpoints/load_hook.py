@@ -11,6 +11,7 @@ from mmseg_bisenetv2.checkpoints.layouts import (
     CheckpointError,
     check_tensor,
     convert_state_dict,
+    first_names,
 )
 
 
@@ -99,7 +100,7 @@ def _fit(state: dict[str, Any], own: dict[str, Tensor], tuned: bool, strict: boo
     if len(common) < len(own) / 10:
         raise CheckpointError(
             f'the checkpoint fits {len(common)} of the {len(own)} tensors of this model. It has '
-            f'{", ".join([*state][:3])} ..., the model {", ".join([*own][:3])} ...')
+            f'{first_names(state)}, the model {first_names(own)}')
     missing = [key for key in own if key not in state
                and not key.startswith('auxiliary_head.')
                and not key.endswith('num_batches_tracked')]
@@ -108,7 +109,7 @@ def _fit(state: dict[str, Any], own: dict[str, Tensor], tuned: bool, strict: boo
                   if set(missing) == set(BGA_BIASES) else
                   'To train from such a checkpoint, give it as load_from')
         raise CheckpointError(f'{len(missing)} tensors that inference needs are missing: '
-                              f'{", ".join(missing[:3])} ... {remedy}')
+                              f'{first_names(missing)} {remedy}')
 
 
 def _fit_classes(state: dict[str, Any], own: dict[str, Tensor], tuned: bool) -> None:
