@@ -73,7 +73,8 @@ class _CleanCopy:
         """
         if isinstance(value, torch.Tensor):
             # An expanded tensor would take the memory that it claims once it is copied.
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            if value.layout is torch.strided and (
+                    value.numel() * value.element_size() > value.untyped_storage().nbytes()):
                 raise CheckpointError('it holds a tensor that is larger than its data')
             return value
         if not isinstance(value, (dict, list)) and type(value) is not tuple:

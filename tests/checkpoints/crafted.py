@@ -419,6 +419,7 @@ def main() -> None:
                 if results[-1][0] not in ('loaded', 'refused'):
                     failures.append(f'{count} ({kind}): {results[-1][0]}')
                 path.unlink()
+                (folder / 'trap').unlink(missing_ok=True)
             outcomes, seconds, more = zip(*results, strict=True)
             rows.append((kind, len(results), outcomes.count('loaded'), outcomes.count('refused'),
                          max(seconds), max(more)))

@@ -37,10 +37,11 @@ def honest_text():
 
 def attacks(folder):
     """Texts of configs, each of which makes a file in this folder if it has its way."""
-    trap, base = folder / 'trap', folder / 'base.py'
+    trap, base, module = folder / 'trap', folder / 'base.py', folder.name
     base.write_text(f'import os\nos.system("touch {trap}")\n')
-    (folder / 'planted_module.py').write_text(f'open({str(trap)!r}, "w").close()\n')
-    call = f'__import__("os").system("touch {trap}")'
+    (folder / f'{module}.py').write_text(f'open({str(trap)!r}, "w").close()\n')
+    call = f'__import__("os").mknod("{trap}")'
+    loading = "dict(type='LoadImageFromFile')"
     built = f"type='os.system', command='touch {trap}'"
     honest = honest_text()
     pickled = folder / 'weights.pkl'
@@ -51,19 +52,23 @@ def attacks(folder):
         value=f'{honest}\nx = [1, {call}]\n',
         keyword=f'x = dict(a={call})\n{honest}',
         base=f'_base_ = [{str(base)!r}]\n{honest}',
-        custom_imports=f"{honest}\ncustom_imports = dict(imports=['planted_module'])\n",
+        custom_imports=f"{honest}\ncustom_imports = dict(imports=[{module!r}])\n",
         substituted='x = "{{ $NONE:\'+' + call.replace('"', "'") + '+\' }}"\n' + honest,
         model=f'{honest}\nmodel = dict({built})\n',
-        nested=f'{honest}\nmodel = dict(type="EncoderDecoder", backbone=dict({built}))\n',
-        bare_module=f"{honest}\nmodel = dict(type='planted_module')\n",
-        scope=f"{honest}\nmodel = dict(type='EncoderDecoder', _scope_='planted_module')\n",
-        padding=f"{honest}\nmodel['backbone'] = 1\n"
-                "model = dict(type='BaseModule', padding_mode='planted_module')\n",
+        nested=f'{honest}\nmodel = dict(type="EncoderDecoder", backbone=dict({built}), '
+               'decode_head=dict())\n',
+        bare_module=f"{honest}\nmodel = dict(type={module!r})\n",
+        scope=f"{honest}\nmodel = dict(type='EncoderDecoder', _scope_={module!r})\n",
+        padding=f"{honest}\nmodel = dict(type='ConvModule', in_channels=3, out_channels=3, "
+                f"kernel_size=3, padding_mode={module!r})\n",
         pickled_weights=honest.replace("'mmseg_bisenetv2.UpsampleCrossEntropy'",
                                        f"'CrossEntropyLoss', class_weight={str(pickled)!r}"),
-        transform=f'{honest}\ntest_dataloader = dict(dataset=dict(pipeline=[dict({built})]))\n',
-        collate=f"{honest}\ntest_dataloader = dict(collate_fn='planted_module')\n",
-        visualizer=f"{honest}\nvisualizer = dict({built}, name='x')\n",
+        transform=f'{honest}\ntest_dataloader = dict(dataset=dict(pipeline=[{loading}, '
+                  f'dict({built})]))\n',
+        collate=f"{honest}\ntest_dataloader = dict(collate_fn={module!r}, dataset=dict("
+                f"pipeline=[{loading}]))\n",
+        visualizer=f"{honest}\nvisualizer = dict(type='tarfile.open', name={str(trap)!r}, "
+                   "mode='w')\n",
         backend=f"{honest}\nvisualizer = dict(type='SegLocalVisualizer', vis_backends=[dict("
                 f"type='LocalVisBackend', save_dir={str(trap)!r})])\n")
 
