@@ -10,20 +10,22 @@ Two things keep MMSegmentation 1.2.2 from working on a current PyTorch:
   checkpoints that MMEngine's runner writes also hold its log buffers.
 
 Nothing is replaced where the full ``mmcv`` is installed, and nothing here loosens
-``weights_only``: classes are allowed by name, one by one. It is tightened in one place: MMEngine
-unpickles downloads (``open-mmlab://`` and the like) freely, and does so no more.
+``weights_only``: classes are allowed by name, one by one.
+
+One thing is told in a private place: PyTorch keeps a state dict's versions, which its load hooks
+are given, in an attribute ``_metadata``; a checkpoint's file name goes the same way.
 """
-import functools
 import importlib.machinery
 import importlib.util
 import pickle
 import sys
 import types
+from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
-from mmengine.runner import checkpoint
 
 _EXTENSION = 'mmcv._ext'
 
@@ -39,15 +41,15 @@ class _MissingExtension(types.ModuleType):
     loader, so that ``mmengine.utils.dl_utils.mmcv_full_available()`` still answers False.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(_EXTENSION, 'Stand-in: mmcv-lite has no compiled operators.')
         self.__spec__ = importlib.machinery.ModuleSpec(_EXTENSION, loader=None)
 
-    def __getattr__(self, op):
+    def __getattr__(self, op: str) -> Any:
         if op.startswith('__'):
             raise AttributeError(op)
 
-        def missing(*args, **kwargs):
+        def missing(*args: Any, **kwargs: Any) -> None:
             raise MissingOpError(
                 f'The compiled MMCV operator "{op}" was called, but the installed MMCV has none. '
                 'BiSeNetV2 and FCNHead need none; another part of this model does. Compile them: '
@@ -58,7 +60,7 @@ class _MissingExtension(types.ModuleType):
         return missing
 
 
-def provide_mmcv_extension():
+def provide_mmcv_extension() -> None:
     """Puts the stand-in in place if, and only if, MMCV has no compiled extension.
 
     Raises:
@@ -75,14 +77,14 @@ def provide_mmcv_extension():
         sys.modules[_EXTENSION] = _MissingExtension()
 
 
-def _statistics_method(owner, name):
+def _statistics_method(owner: Any, name: str) -> Any:
     """What ``getattr`` is in a checkpoint: MMEngine's log statistics, and nothing else."""
     if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
         return getattr(HistoryBuffer, name)
     raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is refused in a checkpoint')
 
 
-def _number_type(code, align=False, copy=True):
+def _number_type(code: Any, align: bool = False, copy: bool = True) -> np.dtype:
     """What ``numpy.dtype`` is in a checkpoint: a type of numbers, as NumPy has it.
 
     A pickle asks for a copy and sets its flags, which can make numbers pass for pointers; NumPy's
@@ -93,26 +95,56 @@ def _number_type(code, align=False, copy=True):
     raise pickle.UnpicklingError(f'numpy.dtype({code!r}) is refused in a checkpoint')
 
 
-def allow_mmengine_checkpoints():
+def _empty_array(owner: Any, shape: Any, code: Any) -> np.ndarray:
+    """What ``_reconstruct`` is in a checkpoint: the empty array that NumPy fills afterwards.
+
+    NumPy's own would allocate any shape.
+    """
+    if owner is np.ndarray and shape == (0, ) and code == b'b':
+        return np.empty(0, np.int8)
+    raise pickle.UnpicklingError(f'an array of shape {shape!r} is refused in a checkpoint')
+
+
+def allow_mmengine_checkpoints() -> None:
     """Allows the classes that MMEngine's checkpoints hold under ``weights_only=True``.
 
     The message hub stores one :class:`mmengine.logging.HistoryBuffer` per logged scalar, each
     with two NumPy arrays. NumPy 1 pickled them under ``numpy.core``, NumPy 2 under
     ``numpy._core``; both spellings are allowed, since checkpoints outlive installations. A
     buffer also pickles its four statistics, as ``getattr(HistoryBuffer, 'mean')`` and so on: in
-    a checkpoint the name ``getattr`` means :func:`_statistics_method`.
+    a checkpoint the name ``getattr`` means :func:`_statistics_method`, and likewise
+    ``numpy.dtype`` and ``_reconstruct`` mean the functions above.
     """
-    reconstruct = np._core.multiarray._reconstruct
-    scalar = np._core.multiarray.scalar
+    scalar = np.float64(0).__reduce__()[0]  # numpy's "scalar", wherever this version keeps it
     dtypes = {type(np.dtype(code)) for code in ('f8', 'f4', 'i8', 'i4', 'u1', '?')}
+    names: list[Any] = [(function, f'{package}.multiarray.{name}')
+                        for package in ('numpy.core', 'numpy._core')
+                        for name, function in (('_reconstruct', _empty_array), ('scalar', scalar))]
     torch.serialization.add_safe_globals([
         HistoryBuffer, (_statistics_method, 'builtins.getattr'),
-        np.ndarray, (_number_type, 'numpy.dtype'), *dtypes,
-        reconstruct, (reconstruct, 'numpy.core.multiarray._reconstruct'),
-        scalar, (scalar, 'numpy.core.multiarray.scalar'),
-    ])
+        np.ndarray, (_number_type, 'numpy.dtype'), *dtypes, *names])
+
+
+def with_source(state: dict[str, Any], original: Any, source: str) -> dict[str, Any]:
+    """A copy of a state dict that tells load hooks the name of the file that it is from.
+
+    ``Module.load_state_dict`` gives its hooks what ``_metadata`` holds under a module's name. If
+    PyTorch gave that up, the errors of the load hook would not name the file.
+
+    Args:
+        state: Names and tensors.
+        original: The dictionary that was read, whose versions of modules are kept.
+        source: What a hook on the whole model finds as ``local_metadata['source']``.
+    """
+    found = getattr(original, '_metadata', {})
+    versions: dict[str, dict[str, Any]] = {}
+    for name, module in dict.items(found) if isinstance(found, dict) else ():
+        if isinstance(module, dict) and type(dict.get(module, 'version')) is int:
+            versions[name] = {'version': dict.get(module, 'version')}
+    copy = OrderedDict(state)
+    copy._metadata = {**versions, '': {**versions.get('', {}), 'source': source}}  # type: ignore
+    return copy
 
 
 provide_mmcv_extension()
 allow_mmengine_checkpoints()
-checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)

@@ -11,7 +11,7 @@ import torch
 from mmengine.utils.dl_utils import mmcv_full_available
 
 import mmseg_bisenetv2
-from mmseg_bisenetv2.compat import MissingOpError
+from mmseg_bisenetv2.compat import MissingOpError, with_source
 
 needs_lite = pytest.mark.skipif(mmcv_full_available(), reason='the full mmcv is installed')
 
@@ -94,6 +94,31 @@ def test_getattr_in_a_checkpoint_reaches_log_statistics_only(tmp_path, owner, na
     torch.save(dict(state_dict={}, attack=Attack()), path)
     with pytest.raises(pickle.UnpicklingError, match='refused in a checkpoint'):
         torch.load(path, weights_only=True)
+
+
+def test_an_array_in_a_checkpoint_begins_empty(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return np.zeros(1).__reduce__()[0], (np.ndarray, (10**10, ), b'b')
+
+    path = tmp_path / 'crafted.pth'
+    torch.save(dict(state_dict={}, attack=Attack()), path)
+    with pytest.raises(pickle.UnpicklingError, match='an array of shape'):
+        torch.load(path, weights_only=True)
+
+
+def test_load_hooks_are_told_the_source_and_the_versions():
+    found = []
+    module = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    for part in (module, module[0]):
+        part.register_load_state_dict_pre_hook(lambda *args: found.append(args[3]))
+    original = module.state_dict()
+    module.load_state_dict(with_source(dict(original), original, 'name.pth'))
+    assert found[0]['source'] == 'name.pth'
+    assert found[1]['version'] == module[0]._version
+    original._metadata = {'': {'version': 'text'}, '0': 3}
+    module.load_state_dict(with_source(dict(original), original, 'name.pth'))
+    module.load_state_dict(with_source(dict(original), 3, 'name.pth'))
 
 
 def test_foreign_classes_stay_refused(tmp_path):

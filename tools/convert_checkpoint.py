@@ -9,7 +9,7 @@ import sys
 from mmseg_bisenetv2.checkpoints import LAYOUTS, CheckpointError, convert_checkpoint
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('source', help='file or address, of any layout')
     parser.add_argument('target', help='file to write; .safetensors for that format, else .pth')

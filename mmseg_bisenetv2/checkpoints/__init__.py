@@ -1,4 +1,5 @@
 """Loading, checking and converting BiSeNetV2 checkpoints of every published layout."""
+from mmseg_bisenetv2.checkpoints import downloads  # noqa: F401, registers its addresses
 from mmseg_bisenetv2.checkpoints.files import (
     convert_checkpoint,
     read_checkpoint,

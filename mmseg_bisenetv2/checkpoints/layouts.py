@@ -6,15 +6,21 @@ ours; a tensor's own name (``weight``) follows unchanged, and earlier lines go f
 """
 import functools
 import itertools
+import math
 import re
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
+from torch import Tensor
 
 # MMSegmentation's aggregation has two biases that no other has; zero makes the networks equal.
 BGA_BIASES = ('backbone.bga.detail_dwconv.0.pointwise_conv.conv.bias',
               'backbone.bga.semantic_dwconv.0.pointwise_conv.conv.bias')
+# The square of 1.8e19 exceeds float32; this leaves room to add up some hundred squares, as a layer
+# does. Trained weights and statistics are below 1e4.
+MAX_WEIGHT = 1e18
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
 
 
@@ -26,8 +32,8 @@ class Layout(NamedTuple):
     """Names of one layout, and what it has or lacks beside ours."""
 
     title: str
-    marks: tuple  # a key that begins so belongs to this layout
-    tables: tuple  # (prefix there, prefix here, lines)
+    marks: tuple[str, ...]  # a key that begins so belongs to this layout
+    tables: tuple[tuple[str, str, str], ...]  # prefix there, prefix here, lines
     omitted: str = '(?!)'  # pattern of keys without a counterpart here
     reason: str = ''  # why they have none
     note: str = ''  # what its network differs in
@@ -94,7 +100,7 @@ FOREIGN_LAYOUTS = dict(
 LAYOUTS = ('mmsegmentation', *FOREIGN_LAYOUTS)
 
 
-def _expand(names):
+def _expand(names: str) -> list[str]:
     """Expands braces: 'a.{b,c}.{d,e}' is a.b.d, a.b.e, a.c.d, a.c.e."""
     parts = re.split(r'\{(.*?)\}', names)
     choices = [part.split(',') if i % 2 else [part] for i, part in enumerate(parts)]
@@ -102,7 +108,7 @@ def _expand(names):
 
 
 @functools.cache
-def _rules(layout, back=False):
+def _rules(layout: str, back: bool = False) -> list[tuple[re.Pattern[str], str]]:
     """The tables as (pattern, format string), from the layout to our keys, or ``back``."""
     rules = []
     for theirs, ours, lines in FOREIGN_LAYOUTS[layout].tables:
@@ -115,30 +121,35 @@ def _rules(layout, back=False):
     return rules
 
 
-def _rename(key, rules):
+def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
     """The new name of a key, or None where no rule has one."""
     matches = ((pattern.fullmatch(key), target) for pattern, target in rules)
     return next((target.format(*match.groups()) for match, target in matches if match), None)
 
 
-def unwrap(checkpoint):
+def first_names(names: Iterable[str]) -> str:
+    """The first three names for a message, shortened."""
+    return ', '.join(name[:100] for name in itertools.islice(names, 3)) + ' ...'
+
+
+def unwrap(checkpoint: Any) -> dict[str, Any]:
     """Finds the tensors in a checkpoint of any layout, and strips the prefixes of wrappers.
 
     Args:
-        checkpoint (dict): A state dict, or one in parts (CoinCheung's ``backbone_v2.pth``), or a
-            file's content that holds one as ``state_dict`` (MMEngine) or ``model``
-            (SSSegmentation). Keys may begin with ``module.`` (DDP) or ``_orig_mod.``
-            (``torch.compile``).
+        checkpoint: A state dict, or one in parts (CoinCheung's ``backbone_v2.pth``), or a file's
+            content that holds one as ``state_dict`` (MMEngine) or ``model`` (SSSegmentation).
+            Keys may begin with ``module.`` (DDP) or ``_orig_mod.`` (``torch.compile``).
 
     Returns:
-        dict[str, Tensor]: A new, plain dictionary: what a crafted ``OrderedDict`` carries in its
-        attributes stays behind.
+        A new, plain dictionary: what a crafted ``OrderedDict`` carries in its attributes stays
+        behind.
 
     Raises:
         CheckpointError: If there is no dictionary with names for keys.
     """
     for wrapper in ('state_dict', 'model'):
-        if isinstance(checkpoint, dict) and isinstance(dict.get(checkpoint, wrapper), dict):
+        if isinstance(checkpoint, dict) and wrapper in checkpoint and (
+                wrapper == 'state_dict' or isinstance(checkpoint[wrapper], dict)):
             checkpoint = checkpoint[wrapper]
             break
     if isinstance(checkpoint, dict) and all(isinstance(v, dict) for v in dict.values(checkpoint)):
@@ -151,24 +162,25 @@ def unwrap(checkpoint):
             for key, value in dict.items(checkpoint)}
 
 
-def recognise(state):
+def recognise(state: dict[str, Any]) -> str | None:
     """Names the layout of a bare state dict.
 
     Returns:
-        str | None: 'mmsegmentation', 'sssegmentation' or 'coincheung'; None if it holds no
-        BiSeNetV2.
+        'mmsegmentation', 'sssegmentation' or 'coincheung'; None if it holds no BiSeNetV2.
     """
-    marks = dict(mmsegmentation=('backbone.detail.', 'backbone.semantic.', 'backbone.bga.'))
-    marks.update((name, layout.marks) for name, layout in FOREIGN_LAYOUTS.items())
+    ours = ('backbone.detail.', 'backbone.semantic.', 'backbone.bga.')
+    marks = {'mmsegmentation': ours,
+             **{name: layout.marks for name, layout in FOREIGN_LAYOUTS.items()}}
     return next((name for name, mark in marks.items()
                  if any(key.startswith(mark) for key in state)), None)
 
 
-def check_tensor(key, value):
+def check_tensor(key: str, value: Any) -> None:
     """Refuses what no trained weight is.
 
     An expanded tensor (stride 0) declares any size without the memory for it. NaN and infinity
-    are what diverged training leaves, and nothing can be computed from them.
+    are what diverged training leaves, and nothing can be computed from them. Neither can from
+    numbers beyond :data:`MAX_WEIGHT`, or from a negative variance, whose root is NaN.
 
     Raises:
         CheckpointError: With the key, and what was found.
@@ -180,42 +192,64 @@ def check_tensor(key, value):
         raise CheckpointError(f'{key}: expected numbers, found a {value.dtype} tensor that is '
                               'sparse, quantised, complex, or larger than its data')
     if value.is_floating_point() and value.numel():
-        if not all(map(torch.isfinite, value.aminmax())):
+        low, high = (bound.item() for bound in value.aminmax())
+        if not math.isfinite(low) or not math.isfinite(high):
             raise CheckpointError(f'{key} holds NaN or infinity: the training had diverged. Use '
                                   'an earlier checkpoint')
+        if max(-low, high) > MAX_WEIGHT:
+            raise CheckpointError(f'{key} holds {max(low, high, key=abs):.3g}, more than '
+                                  f'{MAX_WEIGHT:.0e}: the training had diverged, or the file is '
+                                  'damaged. Use an earlier checkpoint')
+        if key.endswith('running_var') and low < 0:
+            raise CheckpointError(f'{key} holds {low:.3g}, a negative variance: the file is '
+                                  'damaged. Use an earlier checkpoint')
 
 
-def convert_state_dict(checkpoint, to='mmsegmentation'):
+def convert_state_dict(checkpoint: Any, to: str = 'mmsegmentation') -> dict[str, Tensor]:
     """Converts the weights of a loaded checkpoint, of any layout, to that of another.
 
     Args:
-        checkpoint (dict): What was loaded, see :func:`unwrap`. Keys that no table knows are kept,
-            so that strict loading complains about them.
-        to (str): 'mmsegmentation', whose keys are this project's, 'sssegmentation' or
-            'coincheung'.
+        checkpoint: What was loaded, see :func:`unwrap`. Keys that no table knows are kept, so
+            that strict loading complains about them.
+        to: 'mmsegmentation', whose keys are this project's, 'sssegmentation' or 'coincheung'.
 
     Names and values are converted, not networks: CoinCheung's upsamples by nearest neighbour, so
     its weights, and those for it, belong to a backbone with ``bga_upsample='nearest'``.
 
     Returns:
-        dict[str, Tensor]: A bare state dict that shares its tensors with the checkpoint. What was
-        converted is logged in one line.
+        A bare state dict that shares its tensors with the checkpoint, but for floating-point
+        counters, as all-half checkpoints have them: they become int64. What was converted is
+        logged in one line.
 
     Raises:
         CheckpointError: If there is no state dict, or the other layout cannot carry it exactly.
     """
-    state = unwrap(checkpoint)
+    state = {key: _counter(value) if key.endswith('num_batches_tracked') else value
+             for key, value in unwrap(checkpoint).items()}
     layout = recognise(state)
     if layout in FOREIGN_LAYOUTS:
         state = _to_ours(state, layout)
     return state if to == 'mmsegmentation' else _from_ours(state, to)
 
 
-def _to_ours(state, layout):
+def _counter(value: Any) -> Any:
+    """BatchNorm's count of batches as int64, if it is a floating-point number of whole value.
+
+    Above 65,504 a half is infinite. BatchNorm uses its count with ``momentum=None`` only, which
+    this network has not, so the largest half stands for it.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim():
+        return value
+    if value.dtype == torch.float16:
+        value = value.clamp(max=torch.finfo(torch.float16).max)
+    return value.long() if 0 <= value.item() < 2**63 and value == value.round() else value
+
+
+def _to_ours(state: dict[str, Any], layout: str) -> dict[str, Tensor]:
     title, _, _, omitted, reason, note = FOREIGN_LAYOUTS[layout]
     kept = {key: value for key, value in state.items() if not re.fullmatch(omitted, key)}
     names = {key: _rename(key, _rules(layout)) for key in kept}
-    ours = {}
+    ours: dict[str, Tensor] = {}
     for key, name in names.items():
         check_tensor(key, kept[key])
         if ours.setdefault(name or key, kept[key]) is not kept[key]:
@@ -228,13 +262,13 @@ def _to_ours(state, layout):
     print_log(
         f'{title} weights converted: {len(kept) - len(unknown)} tensors used'
         + (f', {len(state) - len(kept)} left out ({reason})' if len(kept) < len(state) else '')
-        + (f', {len(unknown)} unknown ({", ".join(unknown[:3])} ...)' if unknown else '')
+        + (f', {len(unknown)} unknown ({first_names(unknown)})' if unknown else '')
         + f', {len(BGA_BIASES)} biases that it lacks set to 0' + f'; {note}' * bool(note),
         logger='current')
     return ours
 
 
-def _from_ours(state, layout):
+def _from_ours(state: dict[str, Any], layout: str) -> dict[str, Tensor]:
     if layout not in FOREIGN_LAYOUTS:
         raise CheckpointError(f'to={layout!r}: expected one of {LAYOUTS}')
     title, _, _, _, reason, _ = FOREIGN_LAYOUTS[layout]
@@ -247,6 +281,6 @@ def _from_ours(state, layout):
     unknown = [key for key, name in names.items() if name is None]
     if unknown:
         raise CheckpointError(
-            f'{title} has no place for {len(unknown)} tensors ({", ".join(unknown[:3])} ...)'
+            f'{title} has no place for {len(unknown)} tensors ({first_names(unknown)})'
             + (f': {reason}. Leave them out: tools/convert_checkpoint.py --strip' * bool(reason)))
-    return {names[key]: value for key, value in state.items()}
+    return {str(names[key]): value for key, value in state.items()}

@@ -1,14 +1,17 @@
 """What a segmentor does with a state dict of any layout before it is loaded."""
 import logging
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from torch import Tensor, nn
 
 from mmseg_bisenetv2.checkpoints.layouts import (
     BGA_BIASES,
     CheckpointError,
     check_tensor,
     convert_state_dict,
+    first_names,
 )
 
 
@@ -21,20 +24,22 @@ class TrainingBegan:
 
     is_set = False
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> 'TrainingBegan':
         return self
 
 
 CLASSIFIER = ('conv_seg.weight', 'conv_seg.bias')
 
 
-def load_hook(segmentor, state_dict, prefix, local_metadata, strict, *_):
+def load_hook(segmentor: nn.Module, state_dict: dict[str, Any], prefix: str,
+              local_metadata: dict[str, Any], strict: bool, *_: Any) -> None:
     """Converts a state dict in place and checks it: a hook to run before a segmentor loads.
 
     MMEngine loads non-strictly and only logs what does not fit, so that a wrong file would test
     random weights. Whatever the mode, it is an error here if
 
-    - a tensor has another shape or type than the model's, or holds NaN or infinity;
+    - a tensor has another shape or type than the model's, or values that
+      :func:`~mmseg_bisenetv2.checkpoints.layouts.check_tensor` refuses;
     - hardly any of the model's tensors are there;
     - the number of classes differs, unless the model is being fine-tuned: then the classifiers
       are left out, with a warning;
@@ -49,20 +54,20 @@ def load_hook(segmentor, state_dict, prefix, local_metadata, strict, *_):
     weights of its own to fall back on.
 
     Args:
-        segmentor (nn.Module): With ``training_began``, see :class:`TrainingBegan`.
-        state_dict (dict): Changed in place.
-        prefix (str): What the segmentor's keys begin with.
-        local_metadata (dict): Has the file's name as ``source`` if it was read by this package.
-        strict (bool): True for MMEngine's loader in both its modes.
+        segmentor: With ``training_began``, see :class:`TrainingBegan`.
+        state_dict: Changed in place.
+        prefix: What the segmentor's keys begin with.
+        local_metadata: Has the file's name as ``source`` if it was read by this package.
+        strict: True for MMEngine's loader in both its modes.
 
     Raises:
         CheckpointError: See above.
     """
-    state = {key.removeprefix(prefix): value for key, value in state_dict.items()
-             if str(key).startswith(prefix)}
+    state = {key.removeprefix(prefix) if isinstance(key, str) else key: value
+             for key, value in state_dict.items() if str(key).startswith(prefix)}
     if prefix and not state:
         return  # a wrapper loads something else
-    tuned = segmentor.training_began.is_set
+    tuned: bool = segmentor.training_began.is_set  # type: ignore[union-attr, assignment]
     try:
         state = convert_state_dict(state)
         _fit(state, segmentor.state_dict(), tuned, strict)
@@ -75,7 +80,7 @@ def load_hook(segmentor, state_dict, prefix, local_metadata, strict, *_):
     state_dict.update((prefix + key, value) for key, value in state.items())
 
 
-def _fit(state, own, tuned, strict):
+def _fit(state: dict[str, Any], own: dict[str, Tensor], tuned: bool, strict: bool) -> None:
     for bias in BGA_BIASES:
         if bias in state and bias not in own and bias.replace('.bias', '.weight') in own:
             check_tensor(bias, state[bias])
@@ -95,7 +100,7 @@ def _fit(state, own, tuned, strict):
     if len(common) < len(own) / 10:
         raise CheckpointError(
             f'the checkpoint fits {len(common)} of the {len(own)} tensors of this model. It has '
-            f'{", ".join([*state][:3])} ..., the model {", ".join([*own][:3])} ...')
+            f'{first_names(state)}, the model {first_names(own)}')
     missing = [key for key in own if key not in state
                and not key.startswith('auxiliary_head.')
                and not key.endswith('num_batches_tracked')]
@@ -104,10 +109,10 @@ def _fit(state, own, tuned, strict):
                   if set(missing) == set(BGA_BIASES) else
                   'To train from such a checkpoint, give it as load_from')
         raise CheckpointError(f'{len(missing)} tensors that inference needs are missing: '
-                              f'{", ".join(missing[:3])} ... {remedy}')
+                              f'{first_names(missing)} {remedy}')
 
 
-def _fit_classes(state, own, tuned):
+def _fit_classes(state: dict[str, Any], own: dict[str, Tensor], tuned: bool) -> None:
     """Handles classifiers whose number of classes differs from the model's, nothing else."""
     differing = [
         key for key in state.keys() & own.keys()

@@ -216,6 +216,23 @@ def test_plain_load_state_dict(name):
     assert weights_equal(model, convert_state_dict(state))
 
 
+def test_an_all_half_checkpoint(fresh, ours, tmp_path):
+    torch.save({key: value.half() for key, value in ours.items()}, tmp_path / 'half.pth')
+    load_checkpoint(fresh, str(tmp_path / 'half.pth'), strict=True)
+    assert weights_equal(fresh, {
+        key: value.half().float() if value.is_floating_point() else value
+        for key, value in ours.items()})
+
+
+@pytest.mark.parametrize('key, value, reason', [
+    ('backbone.detail.detail_branch.0.0.conv.weight', 1e38, r'holds 1e\+38, more than 1e\+18'),
+    ('backbone.detail.detail_branch.0.0.bn.running_var', -1.0, 'holds -1, a negative variance')])
+def test_what_would_overflow_is_named_when_loaded(unchanged, ours, tmp_path, key, value, reason):
+    torch.save({**ours, key: torch.full_like(ours[key], value)}, tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match=rf'bad.pth: {key} {reason}'):
+        load_checkpoint(unchanged, str(tmp_path / 'bad.pth'))
+
+
 def test_without_the_bias(ours, fresh):
     config = load_config()
     config.model.backbone.bga_bias = False

@@ -164,8 +164,25 @@ ENDLESS = torch.zeros(1).expand(10**5)  # could be any length
 def test_no_tensor_is_iterated(tmp_path, call, legacy):
     path = tmp_path / 'endless.pth'
     torch.save({'a': call}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match='of a tensor'):
+    with pytest.raises(CheckpointError, match=r'of a tensor|OrderedDict with arguments'):
         read_checkpoint(str(path))
+
+
+def test_no_tensor_is_taken_for_the_arguments_of_a_call(tmp_path):
+    path = archive(tmp_path / 'endless.pth', b'\x80\x02cbuiltins\nset\nctorch\nSize\n)RR.')
+    with pytest.raises(CheckpointError, match=r'asks to run builtins\.set'):
+        read_checkpoint(str(path))
+
+
+def test_texts_are_encoded_as_latin1_only(tmp_path):
+    content = b'\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX%c\x00\x00\x00%s\x86R.'
+    for codec in (b'latin1', b'punycode'):
+        path = str(archive(tmp_path / 'text.pth', content % (len(codec), codec)))
+        if codec == b'latin1':
+            assert read_checkpoint(path) == b'a'
+        else:
+            with pytest.raises(CheckpointError, match='other than latin1'):
+                read_checkpoint(path)
 
 
 @pytest.mark.parametrize('call', [
@@ -177,16 +194,6 @@ def test_nothing_is_called_that_no_checkpoint_calls(tmp_path, call):
     path = tmp_path / 'endless.pth'
     torch.save({'a': call}, path)
     with pytest.raises(CheckpointError, match='it asks to run'):
-        read_checkpoint(str(path))
-
-
-def test_no_tensor_is_iterated_that_a_list_gets_later(tmp_path):
-    path = tmp_path / 'endless.pth'
-    content = (b'\x80\x02]q\x00\x85q\x01'  # list, memo 0; (list,), memo 1
-               b'h\x00ctorch\nSize\n)Ra'  # list.append(built)
-               b'cbuiltins\nset\nh\x01R\x87.')  # set(*(list,))
-    archive(path, content)
-    with pytest.raises(CheckpointError, match='of a tensor'):
         read_checkpoint(str(path))
 
 
@@ -372,6 +379,65 @@ def test_other_networks_are_passed_on(tmp_path, content):
     assert CheckpointLoader.load_checkpoint(str(tmp_path / 'other.pth')) == content
 
 
+def deep_list(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+LOOP: list = []
+LOOP.append(LOOP)
+SHARED = deep_list(60)
+
+
+@pytest.mark.parametrize('change, reason', [
+    ({'iter': 10**30}, r'meta\["iter"\] is 10000'), ({'iter': -1}, r'meta\["iter"\] is -1'),
+    ({'iter': 1.5}, 'is 1.5: expected a whole number'), ({'iter': None}, 'is None'),
+    ({'iter': True}, 'is True'), ({'epoch': '1'}, r"""meta\["epoch"\] is '1'"""),
+    ({'seed': -1}, r'meta\["seed"\]'), ({'a': deep_list(101)}, 'nested more than 100 deep'),
+    ({'a': LOOP}, 'one that holds itself'), ({'dataset_meta': [1]}, '"dataset_meta" is not a dict'),
+    ({'a': [SHARED, (SHARED, deep_list(60 + 41))]}, 'nested more than 100'), ({1: 2}, '"meta" is'),
+    (None, '"meta" is not a dictionary'), ('x', '"meta" is not a dictionary')])
+def test_what_mmengine_would_stumble_over_is_named(file, tmp_path, change, reason):
+    checkpoint = read_checkpoint(str(file))
+    for name in ('backbone.bga.conv.bn.bias', 'fc.bias'):  # ours, and another network's
+        meta = {**checkpoint['meta'], **change} if isinstance(change, dict) else change
+        torch.save({**checkpoint, 'meta': meta, 'state_dict': {name: torch.ones(1)}},
+                   tmp_path / 'odd.pth')
+        with pytest.raises(CheckpointError, match=f'odd.pth: .*{reason}'):
+            CheckpointLoader.load_checkpoint(str(tmp_path / 'odd.pth'))
+
+
+def test_deep_containers_that_are_shared_are_measured_as_deep(file, tmp_path):
+    levels = [[]]
+    for _ in range(120):
+        levels.append([levels[-1]])
+    torch.save({'meta': {'a': levels}, 'state_dict': {}}, tmp_path / 'odd.pth')  # shallow first
+    with pytest.raises(CheckpointError, match=r'odd.pth: it holds containers nested more than 100'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'odd.pth'))
+    torch.save({'meta': {'a': [levels[50]] * 9}, 'state_dict': {}}, tmp_path / 'fine.pth')
+    meta = CheckpointLoader.load_checkpoint(str(tmp_path / 'fine.pth'))['meta']
+    assert meta == {'a': [levels[50]] * 9}
+    assert meta['a'][0] is meta['a'][8]
+
+
+def test_a_tensor_larger_than_its_data_is_refused_anywhere(file, tmp_path):
+    checkpoint = {**read_checkpoint(str(file)), 'optimizer': {'state': {0: ENDLESS}}}
+    torch.save(checkpoint, tmp_path / 'odd.pth')
+    with pytest.raises(CheckpointError, match=r'odd.pth: it holds a tensor that is larger'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'odd.pth'))
+
+
+@pytest.mark.parametrize('content', [
+    None, 3, [torch.ones(1)], {1: torch.ones(1)}, {'state_dict': None}, {'state_dict': [1]},
+    {'state_dict': {1: torch.ones(1)}}])
+def test_content_without_a_state_dict_is_named(tmp_path, content):
+    torch.save(content, tmp_path / 'odd.pth')
+    with pytest.raises(CheckpointError, match=r'odd.pth: found a .* where a state dict was'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'odd.pth'))
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'none\.pth'):
         read_checkpoint(str(tmp_path / 'none.pth'))
@@ -491,12 +557,12 @@ def test_sizes_are_those_of_the_two_files(tmp_path):
 
 def test_the_tool(weights, tmp_path, monkeypatch, capsys):
     torch.save({'epoch': 860, 'model': weights, 'optimizer': {}}, tmp_path / 'in.pth')
-    target = tmp_path / 'out.safetensors'
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', TOOL, tmp_path / 'in.pth', target, '--strip'],
-        capture_output=True, text=True, check=True)
-    assert 'SSSegmentation weights converted: 383 tensors used' in result.stdout
-    assert '14.80 M' in result.stdout and '3.36 M' in result.stdout
+    target = str(tmp_path / 'out.safetensors')
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), str(tmp_path / 'in.pth'), target, '--strip'])
+    runpy.run_path(str(TOOL), run_name='__main__')
+    printed = capsys.readouterr().out
+    assert '14.80 M' in printed and '3.36 M' in printed
+    assert len(read_checkpoint(target)['state_dict']) > 300
 
     monkeypatch.setattr(sys, 'argv', [str(TOOL), str(TOOL), str(tmp_path / 'bad.pth')])
     with pytest.raises(SystemExit, match=r'Nothing was written: .*convert_checkpoint.py'):

@@ -95,7 +95,8 @@ def test_any_part_survives_the_way_there_and_back(shapes, data):
             and (to == 'sssegmentation' or not key.startswith('auxiliary_head.'))]
     part = data.draw(st.sets(st.sampled_from(keys), min_size=1, max_size=20))
     part |= {'backbone.detail.detail_branch.0.0.conv.weight'}  # by which it is recognised
-    state = {key: torch.ones(shapes[key]) for key in part}
+    state = {key: torch.ones(shapes[key], dtype=torch.int64 if 'tracked' in key else torch.float32)
+             for key in part}
     back = convert_state_dict(convert_state_dict(state, to=to))
     assert back.keys() - set(BGA_BIASES) == part
     assert all(back[key] is state[key] for key in part)
@@ -159,7 +160,8 @@ def test_what_has_no_exact_way_back_says_why(theirs, change, to, reason):
 
 
 @pytest.mark.parametrize('checkpoint', [
-    None, 3, [], 'backbone_net.detail.', {1: torch.zeros(1)}, {'state_dict': {2: None}}])
+    None, 3, [], 'backbone_net.detail.', {1: torch.zeros(1)}, {'state_dict': {2: None}},
+    {'state_dict': None}, {'state_dict': [torch.zeros(1)], 'meta': {}}])
 def test_what_is_no_state_dict(checkpoint):
     with pytest.raises(CheckpointError, match='expected'):
         convert_state_dict(checkpoint)
@@ -169,11 +171,37 @@ def test_what_is_no_state_dict(checkpoint):
     None, 'text', [1.0], torch.ones(64, 3, 3, 3).to_sparse(), torch.ones(1).expand(64, 3, 3, 3),
     torch.empty(64, 3, 3, 3, device='meta'), torch.ones(64, 3, 3, 3, dtype=torch.complex64),
     torch.ones(64, 3, 3, 3).to(torch.float8_e4m3fn), torch.ones(64, 3, 3, 3, dtype=torch.bool),
-    torch.full((64, 3, 3, 3), float('nan')), torch.full((64, 3, 3, 3), float('-inf'))])
+    torch.full((64, 3, 3, 3), float('nan')), torch.full((64, 3, 3, 3), float('-inf')),
+    torch.full((64, 3, 3, 3), 1e38), torch.full((64, 3, 3, 3), -1e19)])
 def test_what_is_no_weight_is_named(theirs, value):
     key = 'backbone_net.detail.detail_branch.0.0.weight'
     with pytest.raises(CheckpointError, match=key):
         convert_state_dict({**theirs['ssseg'], key: value})
+
+
+def test_a_negative_variance_is_named(theirs):
+    key = 'backbone_net.detail.detail_branch.0.1.running_var'
+    for value in (0.0, 1e17):
+        convert_state_dict({**theirs['ssseg'], key: torch.full((64, ), value)})
+    with pytest.raises(CheckpointError, match=f'{key} holds -1e-06, a negative variance'):
+        convert_state_dict({**theirs['ssseg'], key: torch.full((64, ), -1e-6)})
+
+
+@pytest.mark.parametrize('count, expected', [
+    (3.0, 3), (0.0, 0), (float('inf'), 65504), (2.5, None), (-1.0, None), (float('nan'), None)])
+def test_a_floating_point_counter(theirs, count, expected):
+    """All-half checkpoints have them; 65,504 is the largest half."""
+    key = 'backbone_net.detail.detail_branch.0.1.num_batches_tracked'
+    state = {**theirs['ssseg'], key: torch.tensor(count).half()}
+    own = key.replace('backbone_net', 'backbone').replace('0.1.num', '0.0.bn.num')
+    if expected is None:
+        try:
+            assert convert_state_dict(state)[own].is_floating_point()
+        except CheckpointError as error:
+            assert key in str(error)
+    else:
+        assert convert_state_dict(state)[own].dtype == torch.int64
+        assert convert_state_dict(state)[own] == expected
 
 
 def test_two_tensors_for_one_place(theirs):
