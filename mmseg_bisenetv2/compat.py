@@ -23,6 +23,7 @@ import types
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import checkpoint
 
 _EXTENSION = 'mmcv._ext'
@@ -111,6 +112,26 @@ def allow_mmengine_checkpoints():
         reconstruct, (reconstruct, 'numpy.core.multiarray._reconstruct'),
         scalar, (scalar, 'numpy.core.multiarray.scalar'),
     ])
+
+
+def has_forward_hooks(module: torch.nn.Module) -> bool:
+    """Whether a forward hook, or forward pre-hook, watches the module or a layer of it.
+
+    PyTorch lists them under private names. Without these the answer is False, and a checkpointed
+    layer calls its hooks a second time, in backward, as ``torch.utils.checkpoint`` does.
+    """
+    return any(getattr(layer, '_forward_hooks', None) or getattr(layer, '_forward_pre_hooks', None)
+               for layer in module.modules())
+
+
+def copy_without_blocking(preprocessor: BaseDataPreprocessor) -> None:
+    """Makes a data preprocessor copy pinned batches to the GPU while it works on.
+
+    MMEngine's ``BaseDataPreprocessor`` takes ``non_blocking``, but MMSegmentation's constructor
+    does not hand it on. Without the private name the copies block, as MMSegmentation's do.
+    """
+    if hasattr(preprocessor, '_non_blocking'):
+        preprocessor._non_blocking = True
 
 
 provide_mmcv_extension()

@@ -143,4 +143,5 @@ def as_mmseg(model):
     model.data_preprocessor.pop('channels_last', None)
     for head in (model.decode_head, *model.auxiliary_head):
         head.type, head.loss_decode = 'FCNHead', dict(type='CrossEntropyLoss')
+        head.pop('with_cp', None)
     return model

@@ -48,7 +48,8 @@ def measure(args, batch, crop):
     mmseg_config, our_config = get_config(MMSEG), Config.fromfile(args.config)
     for head in (mmseg_config.model.decode_head, *mmseg_config.model.auxiliary_head):
         head.loss_decode.avg_non_ignore = True
-    our_config.model.backbone.with_cp = args.with_cp
+    if args.with_cp:
+        our_config.model.backbone.with_cp = 'stages'
     mmseg_amp = args.amp if args.mmseg_amp is None else args.mmseg_amp.replace('none', '')
     theirs = Trainee(mmseg_config, crop, mmseg_amp, args.device)
     ours = Trainee(our_config, crop, args.amp, args.device)
