@@ -5,7 +5,8 @@ import torch
 from mmcv.cnn import fuse_conv_bn, is_norm
 from torch import nn
 
-NOT_BATCH_NORM = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+OTHER_NORMS = (
+    nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
@@ -21,7 +22,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         ValueError: If a BatchNorm still learns from what it sees.
     """
     if any(norm.training or norm.running_mean is None for norm in network.modules()
-           if is_norm(norm, exclude=NOT_BATCH_NORM)):
+           if is_norm(norm, exclude=OTHER_NORMS)):
         raise ValueError('BatchNorm in training mode, or without running statistics, cannot be '
                          'folded. Call .eval() first')
     folded = fuse_conv_bn(copy.deepcopy(network))

@@ -158,6 +158,9 @@ class SegLogits(PixelData):
         return self.data
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'low':  # its size is not that of ``data``, which PixelData would expect
+            self.set_field(value, 'low')
+            return
         super().__setattr__(name, value)
         if name == 'data':
             self.pop('low', None)
