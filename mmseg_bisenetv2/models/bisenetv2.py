@@ -63,8 +63,9 @@ def reset_parameters(module: nn.Module) -> None:
     The reference trains from it. MMCV's ``ConvModule`` draws Kaiming normal in its constructor.
     """
     for layer in module.modules():
-        if hasattr(layer, 'reset_parameters'):
-            layer.reset_parameters()
+        reset = getattr(layer, 'reset_parameters', None)
+        if reset is not None:
+            reset()
 
 
 class DetailBranch(nn.Module):
@@ -134,12 +135,12 @@ class GELayer(nn.Module):
                  norm_cfg: dict, act_cfg: dict) -> None:
         super().__init__()
         mid = in_channels * expansion
-        activated = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
-        linear = dict(norm_cfg=norm_cfg, act_cfg=None)
+        activated: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        linear: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=None)
         self.conv1 = conv3x3(in_channels, in_channels, **activated)
         if stride == 1:
             self.dwconv = nn.Sequential(conv3x3(in_channels, mid, groups=in_channels, **activated))
-            self.shortcut = nn.Identity()
+            self.shortcut: nn.Module = nn.Identity()
         else:
             self.dwconv = nn.Sequential(
                 conv3x3(in_channels, mid, stride, groups=in_channels, **linear),
@@ -163,7 +164,7 @@ class CEBlock(nn.Module):
 
     def __init__(self, channels: int, norm_cfg: dict, act_cfg: dict) -> None:
         super().__init__()
-        cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        cfg: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.gap = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), build_norm_layer(norm_cfg, channels)[1])
         self.conv_gap = ConvModule(channels, channels, 1, **cfg)
@@ -200,7 +201,7 @@ class SemanticBranch(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> the four stages and the context embedding."""
-        def run(stage: nn.Module, x: Tensor) -> Tensor:
+        def run(stage: Any, x: Tensor) -> Tensor:
             return checkpointed(stage, x, with_cp=self.with_cp)
 
         stage1 = run(self.stage1, x)  # (N, 16, H/4, W/4)
@@ -225,7 +226,7 @@ class BGALayer(nn.Module):
     def __init__(self, channels: int, bias: bool, upsample: str, align_corners: bool,
                  norm_cfg: dict, act_cfg: dict) -> None:
         super().__init__()
-        linear = dict(norm_cfg=norm_cfg, act_cfg=None)
+        linear: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=None)
         self.resize: dict[str, Any] = dict(
             mode=upsample, align_corners=align_corners if upsample == 'bilinear' else None)
         self.detail_dwconv = nn.Sequential(depthwise_separable(

@@ -173,7 +173,7 @@ def ohem_weight(
     return (probability < limit).to(pixel_losses.dtype)
 
 
-Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # see score_tiles
+Scores = tuple[Tensor, Tensor, Any, Any]  # See score_tiles. The last two may be None.
 
 
 class _UpsampleCrossEntropy(torch.autograd.Function):
@@ -277,15 +277,15 @@ def score_tiles(
                 weight = factor[n, ys, None, xs]
                 losses = (normaliser.log2() + highest - true) * (math.log(2) * weight)
                 totals.append(losses.sum())
-                if with_pixels:
+                if pixels is not None:
                     pixels[n, ys, xs] = losses[:, 0]
-                if with_gradient:
+                if gradient is not None:
                     # For each logit, weight * (its probability - whether its class is the true)
                     tile.mul_(weight / normaliser).scatter_add_(1, label, -weight)
                     tile = down.t() @ tile.view(len(down), -1)  # (k, C*X)
                     tile = tile.view(-1, len(across)) @ across  # (k*C, q)
                     gradient[n, source_ys, :, source_xs] += tile.view(-1, *source.shape[1:])
-    if with_gradient:
+    if gradient is not None:
         gradient = gradient.transpose(1, 2).contiguous()
     return torch.stack(totals).sum(), correct, gradient, pixels
 

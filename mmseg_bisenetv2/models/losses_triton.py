@@ -46,9 +46,9 @@ def score_cells(
     gradient = None
     if with_gradient:
         shares = shares.view(2, 2, batch, small_height, small_width, classes)
-        shares = _add_upper(*shares, dim=2)  # Top and bottom are (2, N, h, w, C) each.
+        shares = _add_upper(shares[0], shares[1], dim=2)  # Top and bottom are (2, N, h, w, C) each.
         # Left and right are (N, h, w, C) each.
-        gradient = _add_upper(*shares, dim=2).permute(0, 3, 1, 2).contiguous()
+        gradient = _add_upper(shares[0], shares[1], dim=2).permute(0, 3, 1, 2).contiguous()
     return losses.sum(), correct.sum(), gradient, pixels
 
 
@@ -74,8 +74,9 @@ def _add_upper(lower: Tensor, upper: Tensor, dim: int) -> Tensor:
     return lower
 
 
-@triton.jit  # type: ignore[no-untyped-def]  # Annotations would be types to Triton.
-def _score_cell(logits, labels, factor, first_y, share_y, first_x, share_x,
+@triton.jit
+def _score_cell(  # type: ignore[no-untyped-def]  # Triton has types of its own.
+                logits, labels, factor, first_y, share_y, first_x, share_x,
                 losses, correct, shares, pixels,
                 classes, small_height, small_width, height, width, ignore_index,
                 WITH_GRADIENT: tl.constexpr, WITH_PIXELS: tl.constexpr,
