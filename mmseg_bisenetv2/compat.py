@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.model import BaseDataPreprocessor
 
 _EXTENSION = 'mmcv._ext'
 
@@ -144,6 +145,26 @@ def with_source(state: dict[str, Any], original: Any, source: str) -> dict[str, 
     copy = OrderedDict(state)
     copy._metadata = {**versions, '': {**versions.get('', {}), 'source': source}}  # type: ignore
     return copy
+
+
+def has_forward_hooks(module: torch.nn.Module) -> bool:
+    """Whether a forward hook, or forward pre-hook, watches the module or a layer of it.
+
+    PyTorch lists them under private names. Without these the answer is False, and a checkpointed
+    layer calls its hooks a second time, in backward, as ``torch.utils.checkpoint`` does.
+    """
+    return any(getattr(layer, '_forward_hooks', None) or getattr(layer, '_forward_pre_hooks', None)
+               for layer in module.modules())
+
+
+def copy_without_blocking(preprocessor: BaseDataPreprocessor) -> None:
+    """Makes a data preprocessor copy pinned batches to the GPU while it works on.
+
+    MMEngine's ``BaseDataPreprocessor`` takes ``non_blocking``, but MMSegmentation's constructor
+    does not hand it on. Without the private name the copies block, as MMSegmentation's do.
+    """
+    if hasattr(preprocessor, '_non_blocking'):
+        preprocessor._non_blocking = True
 
 
 provide_mmcv_extension()

@@ -11,7 +11,12 @@ import torch
 from mmengine.utils.dl_utils import mmcv_full_available
 
 import mmseg_bisenetv2
-from mmseg_bisenetv2.compat import MissingOpError, with_source
+from mmseg_bisenetv2.compat import (
+    MissingOpError,
+    copy_without_blocking,
+    has_forward_hooks,
+    with_source,
+)
 
 needs_lite = pytest.mark.skipif(mmcv_full_available(), reason='the full mmcv is installed')
 
@@ -131,3 +136,35 @@ def test_foreign_classes_stay_refused(tmp_path):
     with pytest.raises(pickle.UnpicklingError, match='exec'):
         torch.load(path, weights_only=True)
     assert not (tmp_path / 'pwned').exists()
+
+
+def test_forward_hooks_are_found(monkeypatch):
+    module = torch.nn.Sequential(torch.nn.Sequential(torch.nn.ReLU()))
+    assert not has_forward_hooks(module)
+    for register in (module[0][0].register_forward_hook, module[0].register_forward_pre_hook):
+        handle = register(lambda *_: None)
+        assert has_forward_hooks(module)
+        handle.remove()
+    assert not has_forward_hooks(module)
+    module.register_forward_hook(lambda *_: None)
+    monkeypatch.delattr(module, '_forward_hooks')  # as if PyTorch had renamed it
+    assert not has_forward_hooks(module)
+
+
+def test_preprocessors_copy_without_blocking():
+    from mmengine.model import BaseDataPreprocessor
+    preprocessor, asked = BaseDataPreprocessor(), []
+
+    class Batch(torch.Tensor):
+        def to(self, device, non_blocking=False):
+            asked.append(non_blocking)
+            return self
+
+    images = torch.zeros(2).as_subclass(Batch)
+    preprocessor(images)
+    copy_without_blocking(preprocessor)
+    preprocessor(images)
+    assert asked == [False, True]
+    del preprocessor._non_blocking  # as if MMEngine had renamed it
+    copy_without_blocking(preprocessor)
+    assert not hasattr(preprocessor, '_non_blocking')

@@ -21,28 +21,29 @@ branch, bilateral guided aggregation. Shapes are given for an image of (N, 3, H,
 rounds up, so any input size works.
 """
 from collections import OrderedDict
-from contextlib import nullcontext
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule as MMCVConvModule
-from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
-from mmseg_bisenetv2.models.recompute import ConvModule
+from mmseg_bisenetv2.models.checkpointing import checkpointed, checkpointing_choice
 from mmseg_bisenetv2.registry import MODELS
 
 BGA_UPSAMPLE_MODES = ('bilinear', 'nearest')
 
 
-def conv3x3(in_channels, out_channels, stride=1, **kwargs):
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, **kwargs: Any) -> ConvModule:
     """A 3x3 convolution without bias, normalised and activated as ``kwargs`` say."""
     return ConvModule(in_channels, out_channels, 3, stride, padding=1, **kwargs)
 
 
-def depthwise_separable(in_channels, out_channels, stride, norm_cfg, pointwise_norm, bias='auto'):
+def depthwise_separable(
+        in_channels: int, out_channels: int, stride: int, norm_cfg: dict,
+        pointwise_norm: bool, bias: bool | str = 'auto') -> nn.Sequential:
     """Depthwise 3x3 with norm, then pointwise 1x1, neither of them activated.
 
     MMCV's module of that name would do but for the bias of the pointwise layer, which it does
@@ -56,64 +57,29 @@ def depthwise_separable(in_channels, out_channels, stride, norm_cfg, pointwise_n
             norm_cfg=norm_cfg if pointwise_norm else None, act_cfg=None)))
 
 
-def reset_parameters(module):
+def reset_parameters(module: nn.Module) -> None:
     """Draws every layer of ``module`` anew from PyTorch's default initialisation.
 
     The reference trains from it. MMCV's ``ConvModule`` draws Kaiming normal in its constructor.
     """
     for layer in module.modules():
-        if hasattr(layer, 'reset_parameters'):
-            layer.reset_parameters()
-
-
-def run(module, *inputs, with_cp):
-    """Calls ``module``; with ``with_cp`` it is called again in backward, to save memory."""
-    if not with_cp or not torch.is_grad_enabled():
-        return module(*inputs)
-    return run_twice(module, *inputs)
-
-
-@torch.compiler.disable  # Dynamo knows no context_fn of this kind
-def run_twice(module, *inputs):
-    """Calls ``module`` now, and again in backward."""
-    return checkpoint(  # nothing in the backbone is random
-        module, *inputs, use_reentrant=False, preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), DiscardedStatistics(module)))
-
-
-class DiscardedStatistics:
-    """What BatchNorms of ``module`` add to their running statistics within it is dropped.
-
-    The second call of a checkpointed module sees the batch that the first has counted already.
-    They cannot be told not to track it: both calls must save the same number of tensors. May be
-    entered again, as in a second backward.
-    """
-
-    def __init__(self, module):
-        self.module = module
-
-    def __enter__(self):
-        self.buffers = [(layer, name, buffer) for layer in self.module.modules()
-                        for name, buffer in layer.named_buffers(recurse=False)]
-        for layer, name, buffer in self.buffers:
-            setattr(layer, name, buffer.clone())
-
-    def __exit__(self, *error):
-        for layer, name, buffer in self.buffers:
-            setattr(layer, name, buffer)
+        reset = getattr(layer, 'reset_parameters', None)
+        if reset is not None:
+            reset()
 
 
 class DetailBranch(nn.Module):
     """Wide and shallow: three stages of 3x3 convolutions, each halving the resolution.
 
     Args:
-        in_channels (int): Channels of the image.
-        channels (Sequence[int]): Channels of the stages.
-        with_cp (bool): Activation checkpointing of each stage.
-        cfg (dict): ``norm_cfg`` and ``act_cfg`` of every layer.
+        in_channels: Channels of the image.
+        channels: Channels of the stages.
+        with_cp: Activation checkpointing of each stage.
+        **cfg: ``norm_cfg`` and ``act_cfg`` of every layer.
     """
 
-    def __init__(self, in_channels, channels, with_cp, **cfg):
+    def __init__(self, in_channels: int, channels: Sequence[int], with_cp: str | None,
+                 **cfg: Any) -> None:
         super().__init__()
         self.with_cp = with_cp
         stages = []
@@ -125,27 +91,26 @@ class DetailBranch(nn.Module):
             in_channels = width
         self.detail_branch = nn.ModuleList(stages)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 128, H/8, W/8)."""
         for stage in self.detail_branch:
-            x = run(stage, x, with_cp=self.with_cp)
+            x = checkpointed(stage, x, with_cp=self.with_cp)
         return x
 
 
 class StemBlock(nn.Module):
     """Start of the semantic branch: two ways to halve the resolution, concatenated and fused."""
 
-    def __init__(self, in_channels, channels, **cfg):
+    def __init__(self, in_channels: int, channels: int, **cfg: Any) -> None:
         super().__init__()
-        # MaxPool keeps its output in any case
-        self.conv_first = MMCVConvModule(in_channels, channels, 3, 2, padding=1, **cfg)
+        self.conv_first = conv3x3(in_channels, channels, 2, **cfg)
         self.convs = nn.Sequential(
             ConvModule(channels, channels // 2, 1, **cfg),
             conv3x3(channels // 2, channels, 2, **cfg))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.fuse_last = conv3x3(channels * 2, channels, **cfg)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 16, H/4, W/4)."""
         x = self.conv_first(x)
         return self.fuse_last(torch.cat([self.convs(x), self.pool(x)], dim=1))
@@ -158,23 +123,24 @@ class GELayer(nn.Module):
     one.
 
     Args:
-        in_channels (int): Input channels.
-        out_channels (int): Output channels; equal to ``in_channels`` where ``stride`` is 1.
-        expansion (int): Expansion ratio of the depthwise layers.
-        stride (int): 1 or 2.
-        norm_cfg (dict): Normalisation of every layer.
-        act_cfg (dict): Activation of every activated layer.
+        in_channels: Input channels.
+        out_channels: Output channels; equal to ``in_channels`` where ``stride`` is 1.
+        expansion: Expansion ratio of the depthwise layers.
+        stride: 1 or 2.
+        norm_cfg: Normalisation of every layer.
+        act_cfg: Activation of every activated layer.
     """
 
-    def __init__(self, in_channels, out_channels, expansion, stride, norm_cfg, act_cfg):
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int,
+                 norm_cfg: dict, act_cfg: dict) -> None:
         super().__init__()
         mid = in_channels * expansion
-        activated = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
-        linear = dict(norm_cfg=norm_cfg, act_cfg=None)
+        activated: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        linear: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=None)
         self.conv1 = conv3x3(in_channels, in_channels, **activated)
         if stride == 1:
             self.dwconv = nn.Sequential(conv3x3(in_channels, mid, groups=in_channels, **activated))
-            self.shortcut = nn.Identity()
+            self.shortcut: nn.Module = nn.Identity()
         else:
             self.dwconv = nn.Sequential(
                 conv3x3(in_channels, mid, stride, groups=in_channels, **linear),
@@ -184,7 +150,7 @@ class GELayer(nn.Module):
         self.conv2 = nn.Sequential(ConvModule(mid, out_channels, 1, **linear))
         self.act = build_activation_layer(act_cfg)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C', h / stride, w / stride)."""
         return self.act(self.conv2(self.dwconv(self.conv1(x))) + self.shortcut(x))
 
@@ -196,15 +162,15 @@ class CEBlock(nn.Module):
     least two images per device (or SyncBN over several).
     """
 
-    def __init__(self, channels, norm_cfg, act_cfg):
+    def __init__(self, channels: int, norm_cfg: dict, act_cfg: dict) -> None:
         super().__init__()
-        cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        cfg: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.gap = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), build_norm_layer(norm_cfg, channels)[1])
         self.conv_gap = ConvModule(channels, channels, 1, **cfg)
         self.conv_last = conv3x3(channels, channels, **cfg)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> the same shape."""
         return self.conv_last(x + self.conv_gap(self.gap(x)))
 
@@ -213,15 +179,16 @@ class SemanticBranch(nn.Module):
     """Narrow and deep: stem, three stages of gather-and-expansion layers, context embedding.
 
     Args:
-        in_channels (int): Channels of the image.
-        channels (Sequence[int]): Channels of the four stages.
-        depths (Sequence[int]): Gather-and-expansion layers of stages 2 to 4.
-        expansion (int): Expansion ratio of the gather-and-expansion layers.
-        with_cp (bool): Activation checkpointing of each stage.
-        cfg (dict): ``norm_cfg`` and ``act_cfg`` of every layer.
+        in_channels: Channels of the image.
+        channels: Channels of the four stages.
+        depths: Gather-and-expansion layers of stages 2 to 4.
+        expansion: Expansion ratio of the gather-and-expansion layers.
+        with_cp: Activation checkpointing of each stage.
+        **cfg: ``norm_cfg`` and ``act_cfg`` of every layer.
     """
 
-    def __init__(self, in_channels, channels, depths, expansion, with_cp, **cfg):
+    def __init__(self, in_channels: int, channels: Sequence[int], depths: Sequence[int],
+                 expansion: int, with_cp: str | None, **cfg: Any) -> None:
         super().__init__()
         self.with_cp = with_cp
         self.stage1 = StemBlock(in_channels, channels[0], **cfg)
@@ -232,12 +199,15 @@ class SemanticBranch(nn.Module):
                   for _ in range(depth - 1))))
         self.stage4_CEBlock = CEBlock(channels[-1], **cfg)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> the four stages and the context embedding."""
-        stage1 = run(self.stage1, x, with_cp=self.with_cp)  # (N, 16, H/4, W/4)
-        stage2 = run(self.stage2, stage1, with_cp=self.with_cp)  # (N, 32, H/8, W/8)
-        stage3 = run(self.stage3, stage2, with_cp=self.with_cp)  # (N, 64, H/16, W/16)
-        stage4 = run(self.stage4, stage3, with_cp=self.with_cp)  # (N, 128, H/32, W/32)
+        def run(stage: Any, x: Tensor) -> Tensor:
+            return checkpointed(stage, x, with_cp=self.with_cp)
+
+        stage1 = run(self.stage1, x)  # (N, 16, H/4, W/4)
+        stage2 = run(self.stage2, stage1)  # (N, 32, H/8, W/8)
+        stage3 = run(self.stage3, stage2)  # (N, 64, H/16, W/16)
+        stage4 = run(self.stage4, stage3)  # (N, 128, H/32, W/32)
         return stage1, stage2, stage3, stage4, self.stage4_CEBlock(stage4)
 
 
@@ -245,18 +215,19 @@ class BGALayer(nn.Module):
     """Bilateral guided aggregation: each branch is gated by the other, at both resolutions.
 
     Args:
-        channels (int): Channels of both branches and of the result.
-        bias (bool): Bias of the two 1x1 convolutions.
-        upsample (str): 'bilinear' or 'nearest'.
-        align_corners (bool): For bilinear upsampling.
-        norm_cfg (dict): Normalisation of every layer.
-        act_cfg (dict): Activation of the last layer.
+        channels: Channels of both branches and of the result.
+        bias: Whether the two 1x1 convolutions have a bias.
+        upsample: 'bilinear' or 'nearest'.
+        align_corners: For bilinear upsampling.
+        norm_cfg: Normalisation of every layer.
+        act_cfg: Activation of the last layer.
     """
 
-    def __init__(self, channels, bias, upsample, align_corners, norm_cfg, act_cfg):
+    def __init__(self, channels: int, bias: bool, upsample: str, align_corners: bool,
+                 norm_cfg: dict, act_cfg: dict) -> None:
         super().__init__()
-        linear = dict(norm_cfg=norm_cfg, act_cfg=None)
-        self.resize = dict(
+        linear: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=None)
+        self.resize: dict[str, Any] = dict(
             mode=upsample, align_corners=align_corners if upsample == 'bilinear' else None)
         self.detail_dwconv = nn.Sequential(depthwise_separable(
             channels, channels, 1, norm_cfg, pointwise_norm=False, bias=bias))
@@ -267,7 +238,7 @@ class BGALayer(nn.Module):
             channels, channels, 1, norm_cfg, pointwise_norm=False, bias=bias))
         self.conv = conv3x3(channels, channels, norm_cfg=norm_cfg, act_cfg=act_cfg)
 
-    def forward(self, detail, semantic):
+    def forward(self, detail: Tensor, semantic: Tensor) -> Tensor:
         """(N, C, H/8, W/8) and (N, C, H/32, W/32) -> (N, C, H/8, W/8)."""
         size = detail.shape[2:]
         gate = torch.sigmoid(F.interpolate(self.semantic_conv(semantic), size, **self.resize))
@@ -284,30 +255,30 @@ class BiSeNetV2(BaseModule):
     ``init_cfg`` of None leaves PyTorch's default initialisation, as the reference does.
 
     Args:
-        in_channels (int): Channels of the image.
-        detail_channels (Sequence[int]): Channels of the detail branch's stages.
-        semantic_channels (Sequence[int]): Channels of the semantic branch's stages. The last
+        in_channels: Channels of the image.
+        detail_channels: Channels of the detail branch's stages.
+        semantic_channels: Channels of the semantic branch's stages. The last
             must equal ``bga_channels``, as must the last of ``detail_channels``.
-        semantic_expansion_ratio (int): Expansion ratio of the gather-and-expansion layers.
-        bga_channels (int): Channels of the bilateral guided aggregation, and of the first output.
-        width_factor (float): Alpha in the paper: multiplies every number of channels above.
+        semantic_expansion_ratio: Expansion ratio of the gather-and-expansion layers.
+        bga_channels: Channels of the bilateral guided aggregation, and of the first output.
+        width_factor: Alpha in the paper: multiplies every number of channels above.
             2 for BiSeNetV2-Large.
-        depth_factor (int): d in the paper: multiplies the number of gather-and-expansion layers
+        depth_factor: d in the paper: multiplies the number of gather-and-expansion layers
             of every stage. 3 for BiSeNetV2-Large.
-        bga_bias (bool): Bias of the two 1x1 convolutions in the aggregation. MMSegmentation has
-            it, SSSegmentation and CoinCheung do not; zero makes the networks equal.
-        bga_upsample (str): 'bilinear', or 'nearest' as in CoinCheung's network.
-        align_corners (bool): For bilinear upsampling in the aggregation.
-        out_indices (Sequence[int]): Which of the five feature maps are returned, see below.
-        norm_cfg (dict): Normalisation of every layer.
-        act_cfg (dict): Activation of every activated layer.
-        with_cp (bool): Activation checkpointing: each stage's activations are computed again in
-            backward instead of kept. Same gradients and running statistics, less memory, slower.
-        init_cfg (dict | list[dict], optional): MMEngine's initialisation, for example
+        bga_bias: Whether the two 1x1 convolutions in the aggregation have a bias. MMSegmentation
+            has it, SSSegmentation and CoinCheung do not; zero makes the networks equal.
+        bga_upsample: 'bilinear', or 'nearest' as in CoinCheung's network.
+        align_corners: For bilinear upsampling in the aggregation.
+        out_indices: Which of the five feature maps are returned, see below.
+        norm_cfg: Normalisation of every layer.
+        act_cfg: Activation of every activated layer.
+        with_cp: Activation checkpointing, None, 'activations' or 'stages': see
+            :mod:`mmseg_bisenetv2.models.checkpointing`.
+        init_cfg: MMEngine's initialisation, for example
             ``dict(type='Kaiming', layer='Conv2d')``. None keeps PyTorch's default.
 
     Returns:
-        tuple[Tensor]: For an image of (N, 3, H, W), in the order of ``out_indices``:
+        For an image of (N, 3, H, W), in the order of ``out_indices``:
 
         - 0: the aggregation, (N, 128, H/8, W/8), for the decode head;
         - 1 to 4: the semantic stages, (N, 16, H/4, W/4), (N, 32, H/8, W/8), (N, 64, H/16, W/16)
@@ -317,22 +288,23 @@ class BiSeNetV2(BaseModule):
         ValueError: If an option has a value that it does not know.
     """
 
-    def __init__(self,
-                 in_channels=3,
-                 detail_channels=(64, 64, 128),
-                 semantic_channels=(16, 32, 64, 128),
-                 semantic_expansion_ratio=6,
-                 bga_channels=128,
-                 width_factor=1,
-                 depth_factor=1,
-                 bga_bias=True,
-                 bga_upsample='bilinear',
-                 align_corners=False,
-                 out_indices=(0, 1, 2, 3, 4),
-                 norm_cfg=dict(type='BN'),  # noqa: B006 - MMSegmentation's convention, read only
-                 act_cfg=dict(type='ReLU'),  # noqa: B006
-                 with_cp=False,
-                 init_cfg=None):
+    def __init__(
+            self,
+            in_channels: int = 3,
+            detail_channels: Sequence[int] = (64, 64, 128),
+            semantic_channels: Sequence[int] = (16, 32, 64, 128),
+            semantic_expansion_ratio: int = 6,
+            bga_channels: int = 128,
+            width_factor: float = 1,
+            depth_factor: int = 1,
+            bga_bias: bool = True,
+            bga_upsample: str = 'bilinear',
+            align_corners: bool = False,
+            out_indices: Sequence[int] = (0, 1, 2, 3, 4),
+            norm_cfg: dict = dict(type='BN'),  # noqa: B006 - MMSegmentation's convention, read only
+            act_cfg: dict = dict(type='ReLU'),  # noqa: B006
+            with_cp: str | bool | None = None,
+            init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
         if bga_upsample not in BGA_UPSAMPLE_MODES:
             raise ValueError(
@@ -355,16 +327,16 @@ class BiSeNetV2(BaseModule):
         cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         depths = [n * int(depth_factor) for n in (2, 2, 4)]
         self.out_indices = out_indices
-        self.with_cp = with_cp
+        self.with_cp = with_cp = checkpointing_choice(with_cp, norm_cfg)
         self.detail = DetailBranch(in_channels, detail_channels, with_cp, **cfg)
         self.semantic = SemanticBranch(
             in_channels, semantic_channels, depths, semantic_expansion_ratio, with_cp, **cfg)
         self.bga = BGALayer(bga_channels, bga_bias, bga_upsample, align_corners, **cfg)
         reset_parameters(self)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Computes the feature maps named by ``out_indices``, see the class."""
         *stages, context = self.semantic(x)
-        fused = run(self.bga, self.detail(x), context, with_cp=self.with_cp)
+        fused = checkpointed(self.bga, self.detail(x), context, with_cp=self.with_cp)
         outs = (fused, *stages)
         return tuple(outs[i] for i in self.out_indices)

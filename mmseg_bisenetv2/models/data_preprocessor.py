@@ -1,6 +1,10 @@
 """MMSegmentation's data preprocessor, a batch at a time and in channels-last memory."""
-import torch
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from mmseg_bisenetv2.compat import copy_without_blocking
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.data_preprocessor import SegDataPreProcessor as MMSegDataPreProcessor
@@ -20,26 +24,32 @@ class SegDataPreProcessor(MMSegDataPreProcessor):
 
     Args:
         *args: Those of ``mmseg.models.SegDataPreProcessor``.
-        channels_last (bool): Whether the batch is in channels-last memory. Convolutions, norms and
+        channels_last: Whether the batch is in channels-last memory. Convolutions, norms and
             resizing follow their input, so that the whole network then runs in it, whatever the
             layout of its weights. Values and shapes stay the same.
         **kwargs: Those of ``mmseg.models.SegDataPreProcessor``.
     """
 
-    def __init__(self, *args, channels_last=False, **kwargs):
+    def __init__(self, *args: Any, channels_last: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._non_blocking = True  # of MMEngine's base class; MMSegmentation does not hand it on
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        copy_without_blocking(self)
+        # A bool, since a torch.memory_format cannot be pickled by protocols below 4.
+        self.channels_last = channels_last
 
-    def forward(self, data, training=False):
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout of the batch."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Turns what the data loader yields into what the network takes.
 
         Args:
-            data (dict): ``inputs``, images of (C, H, W); ``data_samples``, their labels.
-            training (bool): Whether to pad images and labels, to ``size`` or ``size_divisor``.
+            data: ``inputs``, images of (C, H, W); ``data_samples``, their labels.
+            training: Whether to pad images and labels, to ``size`` or ``size_divisor``.
 
         Returns:
-            dict: ``inputs``, (N, C, H, W) float, normalised; and ``data_samples``.
+            ``inputs``, (N, C, H, W) float, normalised; and ``data_samples``.
         """
         if not self._is_usual(data['inputs'], training):
             data = super().forward(data, training)
@@ -57,18 +67,18 @@ class SegDataPreProcessor(MMSegDataPreProcessor):
             padded[:, :, image.size(2):] = self.pad_val
         return dict(inputs=batch, data_samples=samples)
 
-    def _is_usual(self, images, training):
-        if not self._enable_normalize or self.batch_augments is not None:
+    def _is_usual(self, images: Any, training: bool) -> bool:
+        if not hasattr(self, 'mean') or self.batch_augments is not None:
             return False
         if not isinstance(images, list) or any(image.dtype != torch.uint8 for image in images):
             return False
         return training or (not self.test_cfg and len({image.shape for image in images}) == 1)
 
-    def _normalise(self, batch):
+    def _normalise(self, batch: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.float32, self.mean.dtype)
         if self.channel_conversion and batch.size(1) == 3:
             batch = batch.flip(1)
-        # as (x - mean) / std, since x * (1 / std) - mean / std is inexact near the mean
+        # Computed as (x - mean) / std, since x * (1 / std) - mean / std is inexact near the mean.
         normalised = torch.empty(
             batch.shape, dtype=dtype, device=batch.device, memory_format=self.memory_format)
         return torch.sub(batch, self.mean.to(dtype), out=normalised).div_(self.std.to(dtype))

@@ -1,21 +1,19 @@
 """MMSegmentation's FCNHead, with a loss that needs no full-size logits."""
-from mmcv.cnn import ConvModule as MMCVConvModule
+from typing import Any
+
+from torch import Tensor
 
 from mmseg_bisenetv2.models.bisenetv2 import reset_parameters
+from mmseg_bisenetv2.models.checkpointing import checkpointed, checkpointing_choice
 from mmseg_bisenetv2.models.losses import (
     UpsampleCrossEntropy,
     ohem_weight,
     upsample_cross_entropy,
 )
-from mmseg_bisenetv2.models.recompute import (
-    ConvModule,
-    convolve,
-    dropped_and_convolved,
-    is_watched,
-)
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
+from mmseg.structures import SegDataSample
 from mmseg.structures.sampler import OHEMPixelSampler
 
 
@@ -32,32 +30,33 @@ class FCNHead(MMSegFCNHead):
     sampler, or several losses, go MMSegmentation's way and get resized logits.
 
     Args:
+        *args: Those of ``mmseg.models.decode_heads.FCNHead``.
+        with_cp: Activation checkpointing, None, 'activations' or 'stages' (the whole head): see
+            :mod:`mmseg_bisenetv2.models.checkpointing`.
         **kwargs: Those of ``mmseg.models.decode_heads.FCNHead``.
+
+    Raises:
+        ValueError: If ``with_cp`` is anything else.
     """
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        for module in self.modules():
-            if type(module) is MMCVConvModule:
-                # MMSegmentation builds them; the same but for what it keeps for backward
-                module.__class__ = ConvModule
+    def __init__(self, *args: Any, with_cp: str | bool | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.with_cp = checkpointing_choice(with_cp, self.norm_cfg)
         if self.init_cfg is None:
             reset_parameters(self)
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """Applies ``init_cfg``; without one, keeps what the constructor drew."""
         if self.init_cfg is not None:
             super().init_weights()
 
-    def cls_seg(self, feat):
-        """Classifies each pixel, (N, C, h, w) -> logits (N, classes, h, w)."""
-        if self.dropout is None:
-            return convolve(self.conv_seg, feat)
-        if self.num_convs > 0 and not any(map(is_watched, self.modules())):
-            return dropped_and_convolved(self.dropout, self.conv_seg, feat)
-        return convolve(self.conv_seg, self.dropout(feat))  # others see feat
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Feature maps of the backbone -> logits (N, classes, h, w)."""
+        return checkpointed(
+            self, inputs, with_cp=self.with_cp, function=super().forward)
 
-    def loss_by_feat(self, seg_logits, batch_data_samples):
+    def loss_by_feat(self, seg_logits: Tensor,
+                     batch_data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """The loss and the pixel accuracy in percent, under MMSegmentation's names.
 
         Args:
@@ -77,7 +76,7 @@ class FCNHead(MMSegFCNHead):
             align_corners=self.align_corners, return_accuracy=True)
         return {self.loss_decode.loss_name: loss, 'acc_seg': accuracy}
 
-    def _hard_pixels(self, seg_logits, labels):
+    def _hard_pixels(self, seg_logits: Tensor, labels: Tensor) -> Tensor:
         by_probability = self.sampler.thresh is not None
         losses, _ = upsample_cross_entropy(
             seg_logits.detach(), labels, reduction='none', ignore_index=self.ignore_index,

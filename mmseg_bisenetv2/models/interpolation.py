@@ -1,8 +1,9 @@
-"""Where bilinear interpolation reads: shared by the loss and by the upsampling argmax."""
+"""Where bilinear interpolation reads, and with which weights; for the loss and the argmax."""
 import torch
+from torch import Tensor
 
 
-def source_positions(size_in, size_out, align_corners):
+def source_positions(size_in: int, size_out: int, align_corners: bool) -> tuple[Tensor, Tensor]:
     """Where linear interpolation reads, as :func:`torch.nn.functional.interpolate` has it.
 
     Returns:
@@ -18,7 +19,7 @@ def source_positions(size_in, size_out, align_corners):
     return lower, position - lower
 
 
-def bilinear_matrix(size_in, size_out, align_corners):
+def bilinear_matrix(size_in: int, size_out: int, align_corners: bool) -> Tensor:
     """Linear interpolation along one axis as a matrix, (size_out, size_in) float64."""
     lower, share = source_positions(size_in, size_out, align_corners)
     upper = (lower + 1).clamp(max=size_in - 1)

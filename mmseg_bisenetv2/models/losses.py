@@ -7,12 +7,13 @@ backward is that gradient alone, as large as the logits: 16 MB, and about a sixt
 """
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 
-from mmseg_bisenetv2.models.interpolation import source_positions
+from mmseg_bisenetv2.models.interpolation import bilinear_matrix
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.losses.utils import get_class_weight
@@ -20,6 +21,12 @@ from mmseg.models.losses.utils import get_class_weight
 # Bytes of one tile, which is passed over eight times: large enough for several threads to share,
 # small enough for the caches. On a GPU without Triton larger tiles save launches.
 TILE_BYTES = dict(cpu=4_000_000, cuda=64_000_000)
+
+NO_SECOND_DERIVATIVE = (
+    'UpsampleCrossEntropy cannot be differentiated twice (create_graph=True), nor by torch.func: '
+    'its backward returns a gradient that forward has computed. Expected for that: '
+    "loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True), the same loss, "
+    'of MMSegmentation')
 
 
 @MODELS.register_module()
@@ -38,15 +45,19 @@ class UpsampleCrossEntropy(nn.Module):
         loss_name: Its name in the log; names with 'loss' in them are summed and trained on.
     """
 
-    def __init__(self, reduction='mean', class_weight=None, loss_weight=1.0, loss_name='loss_ce'):
+    def __init__(self, reduction: str = 'mean', class_weight: Sequence[float] | str | None = None,
+                 loss_weight: float = 1.0, loss_name: str = 'loss_ce') -> None:
         super().__init__()
         self.reduction = reduction
         self.class_weight = get_class_weight(class_weight)
         self.loss_weight = loss_weight
         self.loss_name = loss_name
 
-    def forward(self, logits, labels, weight=None, reduction_override=None, ignore_index=255,
-                align_corners=False, return_accuracy=False):
+    def forward(
+            self, logits: Tensor, labels: Tensor, weight: Tensor | None = None,
+            reduction_override: str | None = None, ignore_index: int = 255,
+            align_corners: bool = False, return_accuracy: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the loss, with ``return_accuracy`` the pixel accuracy in percent beside it.
 
         Args:
@@ -66,8 +77,10 @@ class UpsampleCrossEntropy(nn.Module):
 
 
 @torch.compiler.disable  # traced, its loop over tiles would unroll into thousands of nodes
-def upsample_cross_entropy(logits, labels, weight=None, class_weight=None, ignore_index=255,
-                           align_corners=False, reduction='mean'):
+def upsample_cross_entropy(
+        logits: Tensor, labels: Tensor, weight: Tensor | None = None,
+        class_weight: Sequence[float] | Tensor | None = None, ignore_index: int = 255,
+        align_corners: bool = False, reduction: str = 'mean') -> tuple[Tensor, Tensor]:
     """``F.cross_entropy(F.interpolate(logits, labels.shape[1:], mode='bilinear'), labels)``.
 
     Computes in float32, for float64 logits in float64, autocast or not.
@@ -85,6 +98,10 @@ def upsample_cross_entropy(logits, labels, weight=None, class_weight=None, ignor
     Returns:
         The loss, a scalar or (N, H, W), in the type it was computed in; and the percentage of
         valid pixels whose true class has the highest logit, (1,), a by-product of the same pass.
+
+    Raises:
+        ValueError: If a shape, the reduction or a label is not one of those above.
+        RuntimeError: If the loss is differentiated twice, or by :mod:`torch.func`.
     """
     if reduction not in ('mean', 'sum', 'none'):
         raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
@@ -92,7 +109,7 @@ def upsample_cross_entropy(logits, labels, weight=None, class_weight=None, ignor
         raise ValueError(f'logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: '
                          'expected (N, C, h, w) and (N, H, W)')
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    valid = labels.long() != ignore_index  # in uint8, -100 would be 156
+    valid = labels.long() != ignore_index  # compared as int64, since -100 would be 156 in uint8
     factor = valid.to(dtype)  # (N, H, W)
     try:
         if class_weight is not None:
@@ -105,6 +122,8 @@ def upsample_cross_entropy(logits, labels, weight=None, class_weight=None, ignor
             logits, labels, factor, ignore_index, align_corners, reduction == 'none',
             torch.is_grad_enabled() and logits.requires_grad)
     except (IndexError, RuntimeError) as error:
+        if 'setup_context' in str(error):  # what PyTorch says of this function within torch.func
+            raise RuntimeError(NO_SECOND_DERIVATIVE) from error
         if labels.is_cpu:
             _raise_for_labels(labels[valid].long(), logits.size(1), ignore_index, error)
         raise
@@ -115,14 +134,15 @@ def upsample_cross_entropy(logits, labels, weight=None, class_weight=None, ignor
     return loss, accuracy[None]
 
 
-def _raise_for_labels(labels, classes, ignore_index, cause):
+def _raise_for_labels(labels: Tensor, classes: int, ignore_index: int, cause: Exception) -> None:
     wrong = labels[(labels < 0) | (labels >= classes)].unique().tolist()
     if wrong:
         raise ValueError(f'labels {wrong} are neither among the {classes} classes nor '
                          f'ignore_index {ignore_index}') from cause
 
 
-def ohem_weight(pixel_losses, valid, thresh, min_kept):
+def ohem_weight(
+        pixel_losses: Tensor, valid: Tensor, thresh: float | None, min_kept: int) -> Tensor:
     """1 for the hard pixels and 0 for the others, as MMSegmentation's OHEMPixelSampler chooses.
 
     Args:
@@ -142,21 +162,27 @@ def ohem_weight(pixel_losses, valid, thresh, min_kept):
         weight = torch.zeros_like(losses)
         weight.view(-1)[hardest] = 1
         return weight * valid
-    probability = torch.exp(-pixel_losses).masked_fill_(~valid, 2)  # 2: after every valid pixel
+    # 2 sorts ignored pixels behind all probabilities, which are at most 1.
+    probability = torch.exp(-pixel_losses).masked_fill_(~valid, 2)
     rank = min(min_kept, probability.numel() - 1)
     limit = probability.flatten().kthvalue(rank + 1).values
-    # fewer valid pixels than that: the last of them, without asking the device how many there are
+    # With fewer valid pixels than min_kept the limit is the most probable of them. Comparing on
+    # the device avoids waiting for it to say how many there are.
     last = probability.masked_fill(~valid, 0).max()
     limit = torch.where(limit > 1.5, last, limit).clamp(min=thresh)
     return (probability < limit).to(pixel_losses.dtype)
+
+
+Scores = tuple[Tensor, Tensor, Any, Any]  # See score_tiles. The last two may be None.
 
 
 class _UpsampleCrossEntropy(torch.autograd.Function):
     """Weighted sum of the pixels' losses, or each of them, and the number of correct pixels."""
 
     @staticmethod
-    def forward(ctx, logits, labels, factor, ignore_index, align_corners, per_pixel,
-                gradient_wanted):
+    def forward(  # type: ignore[override]
+            ctx: Any, logits: Tensor, labels: Tensor, factor: Tensor, ignore_index: int,
+            align_corners: bool, per_pixel: bool, gradient_wanted: bool) -> tuple[Tensor, Tensor]:
         total, correct, gradient, pixels = _score(
             logits, labels, factor, ignore_index, align_corners,
             gradient_wanted and not per_pixel, per_pixel)
@@ -168,17 +194,21 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         return (pixels if per_pixel else total), correct
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output, _):
+    def backward(  # type: ignore[override]
+            ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        # PyTorch's once_differentiable would let a gradient penalty pass in silence: it raises
+        # only where the gradient of the loss itself depends on something.
+        if torch.is_grad_enabled():
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         if ctx.arguments:
             logits, labels, factor = ctx.saved_tensors
             gradient = _score(logits, labels, factor * grad_output, *ctx.arguments, True, False)[2]
-        else:  # kept in float32: in float16 the share of one pixel in a million is zero
+        else:  # Kept in float32, since the share of one pixel in a million is zero in float16.
             gradient = ctx.saved_tensors[0] * grad_output
         return gradient.to(ctx.dtype), None, None, None, None, None, None
 
 
-def _score(logits, labels, factor, *options):
+def _score(logits: Tensor, labels: Tensor, factor: Tensor, *options: Any) -> Scores:
     logits = logits.to(factor.dtype).contiguous()
     backend = _triton() if logits.is_cuda else None
     with torch.autocast(logits.device.type, enabled=False):
@@ -186,15 +216,17 @@ def _score(logits, labels, factor, *options):
 
 
 @functools.cache
-def _triton():
+def _triton() -> Callable[..., Scores] | None:
     try:
         from mmseg_bisenetv2.models.losses_triton import score_cells
-    except ImportError:  # no Triton for this platform
+    except ImportError:  # There is no Triton for this platform.
         return None
     return score_cells
 
 
-def score_tiles(logits, labels, factor, ignore_index, align_corners, with_gradient, with_pixels):
+def score_tiles(
+        logits: Tensor, labels: Tensor, factor: Tensor, ignore_index: int, align_corners: bool,
+        with_gradient: bool, with_pixels: bool) -> Scores:
     """Losses and their gradient, tile by tile, in plain PyTorch.
 
     Args:
@@ -245,35 +277,35 @@ def score_tiles(logits, labels, factor, ignore_index, align_corners, with_gradie
                 weight = factor[n, ys, None, xs]
                 losses = (normaliser.log2() + highest - true) * (math.log(2) * weight)
                 totals.append(losses.sum())
-                if with_pixels:
+                if pixels is not None:
                     pixels[n, ys, xs] = losses[:, 0]
-                if with_gradient:  # of each logit: weight * (its probability - whether it is true)
+                if gradient is not None:
+                    # For each logit, weight * (its probability - whether its class is the true)
                     tile.mul_(weight / normaliser).scatter_add_(1, label, -weight)
                     tile = down.t() @ tile.view(len(down), -1)  # (k, C*X)
                     tile = tile.view(-1, len(across)) @ across  # (k*C, q)
                     gradient[n, source_ys, :, source_xs] += tile.view(-1, *source.shape[1:])
-    if with_gradient:
+    if gradient is not None:
         gradient = gradient.transpose(1, 2).contiguous()
     return torch.stack(totals).sum(), correct, gradient, pixels
 
 
 @functools.lru_cache(maxsize=64)  # the heads and iterations of a training share them
-def _interpolation(size_in, size_out, align_corners, step, dtype, device):
+def _interpolation(
+        size_in: int, size_out: int, align_corners: bool, step: int, dtype: torch.dtype,
+        device: torch.device) -> list[tuple[slice, slice, Tensor]]:
     """Interpolation along one axis, in pieces of ``step`` outputs.
 
     Returns:
-        For each piece its outputs (slice), the inputs they read (slice), and the matrix from
-        these to those, (outputs, inputs).
+        For each piece its outputs, the inputs they read, and the matrix from these to those,
+        (outputs, inputs).
     """
-    lower, share = source_positions(size_in, size_out, align_corners)
-    upper = (lower + 1).clamp(max=size_in - 1)
+    matrix = bilinear_matrix(size_in, size_out, align_corners)
     pieces = []
     for start in range(0, size_out, step):
-        outputs = slice(start, min(start + step, size_out))
-        inputs = slice(int(lower[outputs][0]), int(upper[outputs][-1]) + 1)
-        matrix = torch.zeros(outputs.stop - start, inputs.stop - inputs.start, dtype=share.dtype)
-        for index, value in ((lower, 1 - share), (upper, share)):
-            matrix.scatter_add_(
-                1, index[outputs, None] - inputs.start, value[outputs, None])
-        pieces.append((outputs, inputs, matrix.to(dtype=dtype, device=device)))
+        rows = matrix[start:start + step]
+        read = rows.any(0).nonzero()
+        inputs = slice(int(read[0]), int(read[-1]) + 1)
+        pieces.append((slice(start, start + len(rows)), inputs,
+                       rows[:, inputs].to(dtype=dtype, device=device)))
     return pieces

@@ -13,11 +13,15 @@ import functools
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from mmseg_bisenetv2.models.interpolation import source_positions
 
 
-def score_cells(logits, labels, factor, ignore_index, align_corners, with_gradient, with_pixels):
+def score_cells(
+        logits: Tensor, labels: Tensor, factor: Tensor, ignore_index: int, align_corners: bool,
+        with_gradient: bool, with_pixels: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Drop-in for :func:`mmseg_bisenetv2.models.losses.score_tiles`; see there."""
     batch, classes, small_height, small_width = logits.shape
     height, width = labels.shape[1:]
@@ -26,8 +30,8 @@ def score_cells(logits, labels, factor, ignore_index, align_corners, with_gradie
     losses = factor.new_empty(cells)
     correct = torch.empty(cells, dtype=torch.int32, device=logits.device)
     padded = triton.next_power_of_2(classes)
-    # pixels of a cell taken together: 1024 values, 8 a thread, whatever the number of classes
-    # (about 100 registers on sm_90, none spilled)
+    # Pixels of a cell that are computed together: 1024 values, 8 for each thread, whatever the
+    # number of classes. The kernel takes about 100 registers on sm_90 and spills none.
     block = max(1, min(1024 // padded, triton.next_power_of_2(
         -(-height // small_height) * -(-width // small_width))))
     shares = logits.new_empty(4, cells, classes) if with_gradient else losses
@@ -42,22 +46,28 @@ def score_cells(logits, labels, factor, ignore_index, align_corners, with_gradie
     gradient = None
     if with_gradient:
         shares = shares.view(2, 2, batch, small_height, small_width, classes)
-        shares = _add_upper(*shares, dim=2)  # top and bottom: (2, N, h, w, C) each
-        gradient = _add_upper(*shares, dim=2)  # left and right: (N, h, w, C) each
-        gradient = gradient.permute(0, 3, 1, 2).contiguous()
+        shares = _add_upper(shares[0], shares[1], dim=2)  # Top and bottom are (2, N, h, w, C) each.
+        # Left and right are (N, h, w, C) each.
+        gradient = _add_upper(shares[0], shares[1], dim=2).permute(0, 3, 1, 2).contiguous()
     return losses.sum(), correct.sum(), gradient, pixels
 
 
 @functools.lru_cache(maxsize=64)
-def _cells(size_in, size_out, align_corners, dtype, device):
-    """Along one axis: the first pixel of each cell and an end, (size_in + 1), and shares."""
+def _cells(size_in: int, size_out: int, align_corners: bool, dtype: torch.dtype,
+           device: torch.device) -> tuple[Tensor, Tensor]:
+    """The cells along one axis.
+
+    Returns:
+        The first pixel of each cell, and the end of the last, (size_in + 1), int32; and each
+        pixel's share of the upper corner, (size_out).
+    """
     lower, share = source_positions(size_in, size_out, align_corners)
     first = torch.searchsorted(lower, torch.arange(size_in + 1)).int()
     return first.to(device), share.to(dtype=dtype, device=device)
 
 
-def _add_upper(lower, upper, dim):
-    """Adds the upper corners' shares where they belong: one further, or at the last itself."""
+def _add_upper(lower: Tensor, upper: Tensor, dim: int) -> Tensor:
+    """Adds the upper corners' shares to the next low-resolution pixel, or to the last itself."""
     last = lower.size(dim) - 1
     lower.narrow(dim, 1, last).add_(upper.narrow(dim, 0, last))
     lower.narrow(dim, last, 1).add_(upper.narrow(dim, last, 1))
@@ -65,7 +75,8 @@ def _add_upper(lower, upper, dim):
 
 
 @triton.jit
-def _score_cell(logits, labels, factor, first_y, share_y, first_x, share_x,
+def _score_cell(  # type: ignore[no-untyped-def]  # Triton has types of its own.
+                logits, labels, factor, first_y, share_y, first_x, share_x,
                 losses, correct, shares, pixels,
                 classes, small_height, small_width, height, width, ignore_index,
                 WITH_GRADIENT: tl.constexpr, WITH_PIXELS: tl.constexpr,

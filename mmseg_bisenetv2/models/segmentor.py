@@ -1,19 +1,29 @@
 """MMSegmentation's EncoderDecoder: resizes once, keeps labels, loads any checkpoint or says why."""
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.structures import PixelData
-from torch import nn
+from torch import Tensor, nn
 
 from mmseg_bisenetv2.checkpoints import TrainingBegan, load_hook
 from mmseg_bisenetv2.models.fcn_head import FCNHead
-from mmseg_bisenetv2.models.folding import FoldedCopy
 from mmseg_bisenetv2.models.upsample_argmax import AxisTransform, upsample_argmax
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
 from mmseg.structures import SegDataSample
+
+# The methods between MMSegmentation's predict() and its result that EncoderDecoder.predict does
+# not call. They are looked up when this module is imported: whoever puts another in their place,
+# on a subclass, an object or MMSegmentation's own class, gets MMSegmentation's way.
+SEGMENTOR_METHODS = (
+    MMSegEncoderDecoder.inference, MMSegEncoderDecoder.whole_inference,
+    MMSegEncoderDecoder.encode_decode, MMSegEncoderDecoder.postprocess_result)
+HEAD_METHODS = (BaseDecodeHead.predict, BaseDecodeHead.predict_by_feat)
 
 
 @MODELS.register_module()
@@ -23,42 +33,40 @@ class EncoderDecoder(MMSegEncoderDecoder):
     Checkpoints of SSSegmentation and CoinCheung/BiSeNet load like MMSegmentation's, and one that
     fits nothing is an error: see :func:`mmseg_bisenetv2.checkpoints.load_hook`.
 
-    Predicts the same labels as MMSegmentation's, straight from the low-resolution logits and with
-    BatchNorm folded into the convolutions. ``seg_logits`` of a prediction are resized to the full
-    size when their ``data`` is asked for, as by test-time augmentation, and not kept; what goes
-    through ``to_dict``, as to metrics, needs ``keep_logits=True`` for them. Slide mode, a single
-    output channel, and heads or subclasses that predict in a way of their own go MMSegmentation's.
+    Predicts the same labels as MMSegmentation's, straight from the low-resolution logits; see
+    :class:`SegLogits` for the ``seg_logits`` of a prediction. What goes through ``to_dict``, as to
+    metrics, needs ``keep_logits=True`` for them. Slide mode, a single output channel, and models
+    of which a method of the prediction was overridden or replaced go MMSegmentation's way.
 
     Args:
         *args: Those of ``mmseg.models.segmentors.EncoderDecoder``.
-        keep_logits (bool): Predict as MMSegmentation does, full-size logits beside the labels.
+        keep_logits: Whether to predict as MMSegmentation does, with full-size logits beside the
+            labels.
         **kwargs: Those of ``mmseg.models.segmentors.EncoderDecoder``.
     """
 
-    def __init__(self, *args, keep_logits=False, **kwargs):
+    def __init__(self, *args: Any, keep_logits: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.keep_logits = keep_logits
         self.training_began = TrainingBegan()
-        self._folded = FoldedCopy()
         self.register_load_state_dict_pre_hook(load_hook)
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """Draws the initial weights, as MMEngine's runner asks for before a training."""
         self.training_began.is_set = True
         super().init_weights()
 
-    def train(self, mode=True):
-        """Sets the mode, as every validation does; what was folded before is dropped."""
-        self._folded = FoldedCopy()
-        return super().train(mode)
-
-    def loss(self, inputs, data_samples):
+    def loss(self, inputs: Tensor, data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """The losses of all heads.
 
         Labels become int64 where a head is not ours, since PyTorch's loss needs that. The decode
         head, the largest, comes last, so that backward begins with it: it frees what it holds
         before the others' gradients are there. Dropout is thus drawn in another order than
         MMSegmentation's.
+
+        Args:
+            inputs: Normalised images, (N, 3, H, W).
+            data_samples: Their labels.
         """
         heads = [self.decode_head]
         if self.with_auxiliary_head:
@@ -72,30 +80,29 @@ class EncoderDecoder(MMSegEncoderDecoder):
                      if self.with_auxiliary_head else {})
         return self._decode_head_forward_train(features, data_samples) | auxiliary
 
-    def predict(self, inputs, data_samples=None):
+    def predict(self, inputs: Tensor,
+                data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Labels of a batch of images.
 
         Args:
-            inputs (Tensor): Normalised images, (N, 3, H, W).
-            data_samples (list[SegDataSample], optional): Their sizes, padding and flips.
+            inputs: Normalised images, (N, 3, H, W).
+            data_samples: Their sizes, padding and flips.
 
         Returns:
-            list[SegDataSample]: With ``pred_sem_seg``, (1, H', W') int64 at the size of the
-            original image, and ``seg_logits``, (C, H', W') once its ``data`` is asked for.
+            The samples with ``pred_sem_seg``, (1, H', W') int64 at the size of the original
+            image, and ``seg_logits``, (C, H', W').
         """
         if self.keep_logits or not self._labels_are_argmax_of_resized_logits():
             return super().predict(inputs, data_samples)
         size = tuple(inputs.shape[2:])
         if data_samples is None:
             data_samples = [SegDataSample() for _ in inputs]
-            geometries = [tuple(map(AxisTransform.identity, size))] * len(inputs)
+            transforms = [tuple(map(AxisTransform.identity, size))] * len(inputs)
         else:
             size = self._resized_to(data_samples[0].metainfo)
-            geometries = [_sides(size, sample.metainfo) for sample in data_samples]
-        parts = [part for part in (self.backbone, getattr(self, 'neck', None), self.decode_head)
-                 if part is not None]
-        logits = self._folded.of(nn.Sequential(*parts))(inputs)
-        for sample, low, (rows, columns) in zip(data_samples, logits, geometries, strict=True):
+            transforms = [_axis_transforms(size, sample.metainfo) for sample in data_samples]
+        logits = self.decode_head.forward(self.extract_feat(inputs))
+        for sample, low, (rows, columns) in zip(data_samples, logits, transforms, strict=True):
             labels = upsample_argmax(low, rows, columns, self.align_corners)
             sample.pred_sem_seg = PixelData(data=labels.long()[None])
             sample.seg_logits = SegLogits(
@@ -103,23 +110,29 @@ class EncoderDecoder(MMSegEncoderDecoder):
                                        align_corners=self.align_corners))
         return data_samples
 
-    def _labels_are_argmax_of_resized_logits(self):
-        head = type(self.decode_head)
-        ours, theirs = type(self), MMSegEncoderDecoder
+    def _labels_are_argmax_of_resized_logits(self) -> bool:
         return (self.test_cfg.get('mode', 'whole') == 'whole' and self.out_channels > 1
-                and ours.extract_feat is theirs.extract_feat
-                and ours.encode_decode is theirs.encode_decode
-                and head.predict is BaseDecodeHead.predict
-                and head.predict_by_feat is BaseDecodeHead.predict_by_feat)
+                and _are_methods_of(self, SEGMENTOR_METHODS)
+                and _are_methods_of(self.decode_head, HEAD_METHODS))
 
     @staticmethod
-    def _resized_to(meta):
-        """The network's input, as MMSegmentation's head has it."""
+    def _resized_to(meta: dict) -> tuple[int, int]:
+        """The size of the network's input, as MMSegmentation's head reads it."""
         return tuple(meta.get('pad_shape', meta['img_shape']))[:2]
 
 
-def _sides(size, meta):
-    """What MMSegmentation's postprocess_result does to the logits of one image."""
+def _are_methods_of(owner: object, functions: tuple[Callable, ...]) -> bool:
+    return all(getattr(getattr(owner, function.__name__), '__func__', None) is function
+               for function in functions)
+
+
+def _axis_transforms(size: tuple[int, int], meta: dict) -> tuple[AxisTransform, AxisTransform]:
+    """What MMSegmentation's postprocess_result does to the rows and columns of an image's logits.
+
+    Args:
+        size: Height and width of the network's input.
+        meta: The image's ``metainfo``.
+    """
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
     direction = meta.get('flip_direction') if meta.get('flip') else None
     if meta.get('flip') and direction not in ('horizontal', 'vertical'):
@@ -130,17 +143,40 @@ def _sides(size, meta):
 
 
 class SegLogits(PixelData):
-    """Logits kept at the network's resolution, ``low`` (C, h, w); ``data`` is resized anew.
+    """Logits that are resized to the image's size, (C, H, W), when ``data`` is first asked for.
 
-    The resizing, cropping and flipping are those of MMSegmentation.
+    Until then they are kept at the network's resolution, in ``low``, (C, h, w), with the
+    ``rows`` and ``columns`` that say how they are resized, cropped and flipped: as MMSegmentation
+    does. From then on, or once ``data`` is set, they are plain ``PixelData``.
     """
 
+    def __getattr__(self, name: str) -> Any:
+        """Called for ``data`` only as long as there is none."""
+        if name != 'data' or 'low' not in self.__dict__:
+            raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
+        self.data = self._full_size()
+        return self.data
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'low':  # its size is not that of ``data``, which PixelData would expect
+            self.set_field(value, 'low')
+            return
+        super().__setattr__(name, value)
+        if name == 'data':
+            self.pop('low', None)
+
+    def __getitem__(self, item: Any) -> PixelData:
+        return PixelData(data=self.data)[item]
+
     @property
-    def data(self):
-        """(C, H, W) at the size of the original image."""
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of ``data``."""
+        return (self.rows.out, self.columns.out) if 'low' in self.__dict__ else super().shape
+
+    def _full_size(self) -> Tensor | np.ndarray:
         rows, columns = self.rows, self.columns
 
-        def resize(logits, size):
+        def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
             return F.interpolate(
                 logits[None], size, mode='bilinear', align_corners=self.align_corners)[0]
 
@@ -148,7 +184,5 @@ class SegLogits(PixelData):
         logits = logits[:, rows.start:rows.stop, columns.start:columns.stop]
         logits = logits.flip([1] * rows.flip + [2] * columns.flip)
         logits = resize(logits, (rows.out, columns.out))
-        return logits.numpy() if isinstance(self.low, np.ndarray) else logits  # after .numpy()
-
-    def __getitem__(self, item):
-        return PixelData(data=self.data)[item]
+        # ``low`` is an array after PixelData.numpy().
+        return logits.numpy() if isinstance(self.low, np.ndarray) else logits

@@ -11,25 +11,27 @@ a flip between them. Each step is linear and separable, so that all of them toge
 matrix for the rows and one for the columns, with two or three values for each output: one resize.
 """
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from mmseg_bisenetv2.models.interpolation import bilinear_matrix
 
-CELL_BYTES = 1_000_000  # of interpolated logits at a time: they stay in the cache
-STRIPE_BYTES = 64_000_000  # likewise on a GPU, where fewer launches count more
+CELL_BYTES = 1_000_000  # Interpolated logits at a time, so that they stay in the CPU's cache.
+BLOCK_BYTES = 64_000_000  # Likewise on a GPU, where fewer launches count more than the cache.
 
 
 class AxisTransform(NamedTuple):
     """What happens to the rows, or to the columns, of the network's output.
 
     Attributes:
-        size: Of the network's input, to which its output is resized.
-        start: First of them that is kept; the rest is padding.
-        stop: First of them that is not kept any more.
-        flip: Whether these are reversed.
-        out: Of the label map, to which the result is resized.
+        size: Length of the network's input, to which its output is resized.
+        start: First position that is kept; what lies outside start and stop is padding.
+        stop: First position that is not kept any more.
+        flip: Whether what is kept is reversed.
+        out: Length of the label map, to which the result is resized.
     """
 
     size: int
@@ -39,90 +41,110 @@ class AxisTransform(NamedTuple):
     out: int
 
     @classmethod
-    def identity(cls, size):
-        """That of an input of ``size`` that is neither padded, flipped nor resized."""
+    def identity(cls, size: int) -> 'AxisTransform':
+        """The transform of an input of ``size`` that is neither padded, flipped nor resized."""
         return cls(size, 0, size, False, size)
 
 
-class Taps(NamedTuple):
-    """A banded matrix: output i is the sum over t of ``weight[i, t] * input[first[i] + t]``.
+class AxisWeights(NamedTuple):
+    """A banded matrix: output i is the sum over k of ``weight[i, k] * input[first[i] + k]``.
 
-    Consecutive outputs with the same ``first`` form a cell, of ``index.size(1)`` outputs at most;
-    where a cell has fewer, its last is repeated.
+    Consecutive outputs that read the same inputs form a cell.
+
+    Attributes:
+        first: The first input that each output reads, (outputs), int64.
+        weight: The weights of the inputs that each output reads, (outputs, inputs read), float32.
+        cells: The outputs of each cell, (cells, longest cell), int64. Where a cell has fewer, its
+            last output is repeated.
     """
 
-    first: torch.Tensor  # (out,), int64
-    weight: torch.Tensor  # (out, taps), float32
-    index: torch.Tensor  # (cells, outputs), the outputs of each cell, int64
+    first: Tensor
+    weight: Tensor
+    cells: Tensor
 
 
-@functools.lru_cache(maxsize=64)  # the images of a data set, or of a video, share them
-def taps(low, side, align_corners, device):
-    """The matrix from ``low`` logits to the label map, for one :class:`AxisTransform`."""
-    matrix = bilinear_matrix(low, side.size, align_corners)[side.start:side.stop]
-    if side.flip:
+@functools.lru_cache(maxsize=64)  # The images of a data set, or of a video, share them.
+def axis_weights(
+        size_in: int, transform: AxisTransform, align_corners: bool,
+        device: torch.device) -> AxisWeights:
+    """The matrix from ``size_in`` low-resolution logits to the label map, along one axis."""
+    matrix = bilinear_matrix(size_in, transform.size, align_corners)
+    matrix = matrix[transform.start:transform.stop]
+    if transform.flip:
         matrix = matrix.flip(0)
-    if side.out != len(matrix):
-        matrix = bilinear_matrix(len(matrix), side.out, align_corners) @ matrix
+    if transform.out != len(matrix):
+        matrix = bilinear_matrix(len(matrix), transform.out, align_corners) @ matrix
     used = (matrix != 0).to(torch.uint8)
     first = used.argmax(1)
-    last = low - 1 - used.flip(1).argmax(1)
+    last = size_in - 1 - used.flip(1).argmax(1)
     width = int((last - first).max()) + 1
-    first = first.clamp(max=low - width)
+    first = first.clamp(max=size_in - width)
     weight = matrix.gather(1, first[:, None] + torch.arange(width))
 
-    position = torch.arange(side.out)
-    new = torch.ones(side.out, dtype=torch.bool)
-    new[1:] = first[1:] != first[:-1]
-    length = -(-side.out // low)
-    since = position - torch.where(new, position, 0).cummax(0).values
-    start = (since % length == 0).nonzero()[:, 0]
-    stop = torch.cat([start[1:], torch.tensor([side.out])])
-    index = (start[:, None] + torch.arange(length)).minimum(stop[:, None] - 1)
-    return Taps(first.to(device), weight.float().to(device), index.to(device))
+    position = torch.arange(transform.out)
+    begins = torch.ones(transform.out, dtype=torch.bool)
+    begins[1:] = first[1:] != first[:-1]
+    length = -(-transform.out // size_in)  # Longer cells are divided.
+    place_in_cell = position - torch.where(begins, position, 0).cummax(0).values
+    start = (place_in_cell % length == 0).nonzero()[:, 0]
+    stop = torch.cat([start[1:], torch.tensor([transform.out])])
+    cells = (start[:, None] + torch.arange(length)).minimum(stop[:, None] - 1)
+    return AxisWeights(first.to(device), weight.float().to(device), cells.to(device))
 
 
 @torch.no_grad()
-def upsample_argmax(logits, rows, columns, align_corners=False):
+def upsample_argmax(
+        logits: Tensor, rows: AxisTransform | int, columns: AxisTransform | int,
+        align_corners: bool = False) -> Tensor:
     """The class of each pixel.
 
     Args:
-        logits: Of one image, (C, h, w), any floating type; computed in float32.
-        rows: The :class:`AxisTransform` of the rows, or their number.
-        columns: The :class:`AxisTransform` of the columns, or their number.
+        logits: Logits of one image, (C, h, w), any floating type; computed in float32.
+        rows: What happens to the rows, or the number of rows of the label map.
+        columns: What happens to the columns, or the number of columns of the label map.
         align_corners: As in :func:`torch.nn.functional.interpolate`.
 
     Returns:
         (rows.out, columns.out), uint8 for up to 256 classes, else int64.
     """
-    sides = [AxisTransform.identity(side) if isinstance(side, int) else side
-             for side in (rows, columns)]
-    y, x = (taps(low, side, align_corners, logits.device)
-            for low, side in zip(logits.shape[1:], sides, strict=True))
-    return (_by_cells if logits.is_cpu else _by_stripes)(logits.float(), y, x)
+    y, x = (
+        axis_weights(
+            size, AxisTransform.identity(transform) if isinstance(transform, int) else transform,
+            align_corners, logits.device)
+        for size, transform in zip(logits.shape[1:], (rows, columns), strict=True))
+    argmax = argmax_of_border_cells if logits.is_cpu else argmax_of_row_blocks
+    return argmax(logits.float(), y, x)
 
 
-def _by_cells(logits, y, x):
+def argmax_of_border_cells(logits: Tensor, y: AxisWeights, x: AxisWeights) -> Tensor:
+    """Interpolates only the cells whose corners differ in their class; for the CPU.
+
+    Args:
+        logits: (C, h, w), float32.
+        y: The weights of the rows.
+        x: The weights of the columns.
+    """
     classes, _, width = logits.shape
-    taps_y, taps_x = y.weight.size(1), x.weight.size(1)
+    support_y, support_x = y.weight.size(1), x.weight.size(1)
     logits = logits.permute(1, 2, 0).contiguous()  # (h, w, C)
-    top = logits.argmax(2)
-    corners = top.unfold(0, taps_y, 1).unfold(1, taps_x, 1).flatten(2)
+    highest = logits.argmax(2)
+    corners = highest.unfold(0, support_y, 1).unfold(1, support_x, 1).flatten(2)
     same = (corners == corners[..., :1]).all(2)
-    # Right where all corners agree; the other cells follow
-    labels = top.to(torch.uint8 if classes <= 256 else torch.int64)
+    # These labels are right where all corners agree. The other cells are overwritten below.
+    labels = highest.to(torch.uint8 if classes <= 256 else torch.int64)
     labels = labels.index_select(1, x.first).index_select(0, y.first)
-    rows, columns = (~same[y.first[y.index[:, 0]]][:, x.first[x.index[:, 0]]]).nonzero(
+    rows, columns = (~same[y.first[y.cells[:, 0]]][:, x.first[x.cells[:, 0]]]).nonzero(
         as_tuple=True)
-    outputs_y, outputs_x = y.index[rows], x.index[columns]  # (n, k), (n, l)
-    corner = (torch.arange(taps_y)[:, None] * width + torch.arange(taps_x)).flatten()
-    corner = (y.first[outputs_y[:, :1]] * width + x.first[outputs_x[:, :1]]) + corner  # (n, taps)
+    outputs_y, outputs_x = y.cells[rows], x.cells[columns]  # (n, k), (n, l)
+    corner = (torch.arange(support_y)[:, None] * width + torch.arange(support_x)).flatten()
+    # (n, corners), places of the corners of each cell in the flattened logits
+    corner = (y.first[outputs_y[:, :1]] * width + x.first[outputs_x[:, :1]]) + corner
     values = logits.flatten(0, 1).index_select(0, corner.flatten()).unflatten(0, corner.shape)
-    # A class below the same rival at every corner is below it everywhere inside. In most cells no
-    # more than two are left
-    winners = top.flatten()[corner]
+    # A class that is below the same rival at every corner is below it everywhere inside. In most
+    # cells no more than two classes are left.
+    winners = highest.flatten()[corner]
     rivals = values.gather(2, torch.stack([winners.amin(1), winners.amax(1)], 1)[:, None].expand(
-        -1, corner.size(1), -1))  # (n, taps, 2)
+        -1, corner.size(1), -1))  # (n, corners, 2)
     left = ((values - rivals[..., :1]).amax(1) >= 0) & ((values - rivals[..., 1:]).amax(1) >= 0)
     few = left.sum(1) <= 2
     for cells, number in ((few.nonzero()[:, 0], 2), ((~few).nonzero()[:, 0], classes)):
@@ -132,8 +154,8 @@ def _by_cells(logits, y, x):
             if number < classes:
                 names = left[part].to(torch.uint8).topk(number).indices.sort().values  # (n, 2)
                 chosen = chosen.gather(2, names[:, None].expand(-1, corner.size(1), -1))
-            chosen = chosen.unflatten(1, (taps_y, taps_x))  # (n, taps, taps, number)
-            chosen = _weighted_sum(x.weight[out_x], chosen, 2)  # (n, taps, l, number)
+            chosen = chosen.unflatten(1, (support_y, support_x))  # (n, corners, corners, number)
+            chosen = _weighted_sum(x.weight[out_x], chosen, 2)  # (n, corners, l, number)
             chosen = _weighted_sum(y.weight[out_y], chosen, 1).argmax(3)  # (n, k, l)
             if number < classes:
                 chosen = names[:, :1, None].where(chosen == 0, names[:, 1:, None])
@@ -142,22 +164,41 @@ def _by_cells(logits, y, x):
     return labels
 
 
-def _weighted_sum(weight, values, dim):
-    """(n, outputs, taps) and values with the taps at ``dim`` -> outputs in their place."""
+def _weighted_sum(weight: Tensor, values: Tensor, dim: int) -> Tensor:
+    """Interpolates along one axis of many cells.
+
+    Args:
+        weight: (n, outputs, inputs read).
+        values: (n, ., ., classes), with the inputs at ``dim``.
+        dim: 1 or 2.
+
+    Returns:
+        The values, with the outputs at ``dim``.
+    """
     shape = [len(weight), 1, 1, 1]
     shape[dim] = weight.size(1)
-    total = 0
-    for tap in range(weight.size(2)):
-        total = total + weight[:, :, tap].view(shape) * values.narrow(dim, tap, 1)
-    return total
+    return _sum(weight[:, :, k].view(shape) * values.narrow(dim, k, 1)
+                for k in range(weight.size(2)))
 
 
-def _by_stripes(logits, y, x):
-    """Without a decision that depends on the values: the CPU need not wait for the GPU."""
-    step = max(1, STRIPE_BYTES // (4 * len(logits) * len(x.first)))
-    stripes = []
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, tensors)
+
+
+def argmax_of_row_blocks(logits: Tensor, y: AxisWeights, x: AxisWeights) -> Tensor:
+    """Interpolates all pixels, some rows at a time; for a GPU.
+
+    No decision depends on the values, so that the CPU need not wait for the GPU.
+
+    Args:
+        logits: (C, h, w), float32.
+        y: The weights of the rows.
+        x: The weights of the columns.
+    """
+    step = max(1, BLOCK_BYTES // (4 * len(logits) * len(x.first)))
+    blocks = []
     for first, weight in zip(y.first.split(step), y.weight.split(step), strict=True):
-        rows = sum(weight[:, t, None] * logits[:, first + t] for t in range(weight.size(1)))
-        rows = sum(x.weight[:, t] * rows[..., x.first + t] for t in range(x.weight.size(1)))
-        stripes.append(rows.argmax(0).to(torch.uint8 if len(logits) <= 256 else torch.int64))
-    return torch.cat(stripes)
+        rows = _sum(weight[:, k, None] * logits[:, first + k] for k in range(weight.size(1)))
+        full = _sum(x.weight[:, k] * rows[..., x.first + k] for k in range(x.weight.size(1)))
+        blocks.append(full.argmax(0).to(torch.uint8 if len(logits) <= 256 else torch.int64))
+    return torch.cat(blocks)

@@ -24,6 +24,12 @@ def test_same_parameters_and_outputs():
     assert torch.equal(ours(x), theirs(x))
 
 
+def test_arguments_by_position():
+    head = MODELS.get('mmseg_bisenetv2.FCNHead')(1, 1, False, in_channels=4, channels=8,
+                                                 num_classes=2)
+    assert len(head.convs) == 1 and head.convs[0].kernel_size == (1, 1)
+
+
 @pytest.mark.parametrize('concat_input', [False, True])
 def test_without_init_cfg_pytorchs_default_is_kept(concat_input):
     head = build(init_cfg=None, concat_input=concat_input)

@@ -147,6 +147,19 @@ def test_keeps_only_the_small_gradient():
         assert not upsample_cross_entropy(logits, labels)[0].requires_grad
 
 
+def test_second_derivatives_are_refused():
+    logits, labels = data((4, 6), (32, 48))
+    with pytest.raises(RuntimeError, match='cannot be differentiated twice'):  # gradient penalty
+        torch.autograd.grad(upsample_cross_entropy(logits, labels)[0], logits, create_graph=True)
+    slope = torch.ones((), dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match='cannot be differentiated twice'):
+        torch.autograd.grad(upsample_cross_entropy(logits, labels, reduction='none')[0].sum(),
+                            logits, slope, create_graph=True)
+    for transform in (torch.func.grad, torch.func.hessian):
+        with pytest.raises(RuntimeError, match=r"nor by torch\.func.*avg_non_ignore=True"):
+            transform(lambda x: upsample_cross_entropy(x, labels)[0])(logits.detach())
+
+
 def test_twice_in_one_graph():
     logits, labels = data((4, 6), (32, 48))
     features = 2 * logits

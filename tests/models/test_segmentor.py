@@ -1,4 +1,6 @@
 import copy
+import io
+import pickle
 
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ from mmengine.structures import PixelData
 from small import batch, build, image
 
 import mmseg_bisenetv2  # noqa: F401
-from mmseg_bisenetv2.models.folding import FoldedCopy, fold_batch_norm
+from mmseg_bisenetv2.models.folding import fold_batch_norm
 
 from mmseg.apis import inference_model
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors import BaseSegmentor
+from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
 from mmseg.registry import MODELS
 
 
@@ -145,93 +150,51 @@ def test_inference_model_takes_it():
     assert_same(*results)
 
 
-def change_by_optimiser(model):
-    torch.optim.SGD(model.parameters(), 0.5).zero_grad()
+def write_to_data(model):
+    for parameter in model.parameters():
+        parameter.data.copy_(parameter.data * 1.5)
+
+
+def write_to_statistics(model):
+    for buffer in model.buffers():
+        buffer.data.mul_(2)
+
+
+def step_of_fused_optimiser(model):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    torch.optim.SGD(model.parameters(), 0.1).step()
+    torch.optim.SGD(model.parameters(), 0.1, fused=True).step()
 
 
-def change_by_loading(model):
+def load(model):
     model.load_state_dict({k: v * 1.5 if v.is_floating_point() else v
                            for k, v in model.state_dict().items()})
 
 
-def change_by_assignment(model):
-    for parameter in model.parameters():
-        parameter.data = parameter.data * 1.5
-
-
-def change_by_exchange(model):  # as MMEngine's EMAHook does, before the validation sets its mode
-    for parameter in model.parameters():
-        parameter.data.copy_(parameter.data * 1.5)
-    model.eval()
-
-
-def change_by_fused_optimiser(model):
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    torch.optim.SGD(model.parameters(), 0.1, fused=True).step()
-    model.eval()
-
-
-def change_statistics(model):
-    model.train()
-    with torch.no_grad():
-        model(torch.randn(2, 3, 64, 64))
-    model.eval()
-
-
-@pytest.mark.parametrize('change', [
-    change_by_optimiser, change_by_fused_optimiser, change_by_loading, change_by_assignment,
-    change_by_exchange, change_statistics])
-def test_folded_copy_follows_the_weights(change):
-    model = build()
-    before = predict(model)[0].seg_logits.data
-    change(model)
-    after = predict(model)[0].seg_logits.data
-    with torch.enable_grad():  # no folding
-        expected = model.test_step(batch())[0].seg_logits.data
-    assert not torch.allclose(before, after, atol=1e-3)
+@pytest.mark.parametrize(
+    'change', [write_to_data, write_to_statistics, step_of_fused_optimiser, load])
+def test_prediction_follows_the_weights(change):
+    models = [build(ours) for ours in (True, False)]
+    before = [predict(model)[0].seg_logits.data for model in models]
+    for model in models:
+        change(model)
+    after, expected = (predict(model)[0].seg_logits.data for model in models)
+    assert not torch.allclose(before[1], expected, atol=1e-3)
     assert torch.allclose(after, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_folding_leaves_the_model_alone():
+def test_prediction_leaves_the_model_alone():
     model = build()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    names = [name for name, _ in model.named_parameters()]
+    before = copy.deepcopy(model.state_dict())
     predict(model)
-    assert [name for name, _ in model.named_parameters()] == names
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]) and value.is_contiguous()
     assert all(p.requires_grad for p in model.parameters())
-    copied = copy.deepcopy(model)
-    assert copied._folded.kept == (None, None)
-    assert_same(predict(copied), predict(model))
-
-
-def test_what_is_not_folded():
-    network = build().backbone
-    copies = FoldedCopy()
-    assert copies.of(network) is network  # gradients are wanted
-    with torch.no_grad():
-        folded = copies.of(network)
-        assert folded is not network and folded is copies.of(network)
-        handle = network.bga.register_forward_hook(lambda *_: None)
-        assert copies.of(network) is network
-        handle.remove()
-        network.train()
-        assert copies.of(network) is network
-        with pytest.raises(ValueError, match=r'Call \.eval\(\) first'):
-            fold_batch_norm(network)
-    with torch.inference_mode():
-        inferred = build()
-        assert copies.of(inferred) is inferred
-        assert_same(predict(inferred), predict(build(False)))
 
 
 def test_folded_network_is_the_same_function():
     network = build().backbone
+    before = copy.deepcopy(network.state_dict())
     with torch.no_grad():
         x = torch.randn(2, 3, 64, 96)
         folded = fold_batch_norm(network)
@@ -239,6 +202,16 @@ def test_folded_network_is_the_same_function():
                        for n, m in folded.named_modules())
         for a, b in zip(folded(x), network(x), strict=True):
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize('norm', [
+    torch.nn.BatchNorm2d(4).train(), torch.nn.BatchNorm2d(4, track_running_stats=False).eval(),
+    torch.nn.SyncBatchNorm(4).train()], ids=str)
+def test_what_learns_is_not_folded(norm):
+    with pytest.raises(ValueError, match=r'Call \.eval\(\) first'):
+        fold_batch_norm(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), norm))
 
 
 def test_unknown_flip():
@@ -246,16 +219,85 @@ def test_unknown_flip():
         predict(build(), meta=dict(flip=True, flip_direction='diagonal'))
 
 
-def test_subclass_with_features_of_its_own():
+PREDICTION = [  # every method between the images and the labels, and what it is of
+    ('', name) for name in ('predict', 'inference', 'whole_inference', 'encode_decode',
+                            'extract_feat', 'postprocess_result')] + [
+    ('decode_head', name) for name in ('predict', 'predict_by_feat', 'forward', 'cls_seg',
+                                       '_forward_feature', '_transform_inputs')] + [
+    ('backbone', 'forward'), ('decode_head.conv_seg', 'forward')]
+
+
+@pytest.fixture(scope='module')
+def expected_prediction():
+    return predict(build(False))
+
+
+@pytest.mark.parametrize('how', ['object', 'subclass'])
+@pytest.mark.parametrize('part, name', PREDICTION)
+def test_what_is_overridden_is_called(part, name, how, expected_prediction):
+    model, calls = build(), []
+    owner = model.get_submodule(part)
+    original = getattr(type(owner), name)
+
+    def method(self, *args):
+        calls.append(name)
+        return original(self, *args)
+
+    if how == 'object':
+        setattr(owner, name, method.__get__(owner))
+    else:
+        owner.__class__ = type('Other', (type(owner), ), {name: method})
+    assert_same(predict(model), expected_prediction)
+    assert calls
+
+
+@pytest.mark.parametrize('kind, name', [
+    (MMSegEncoderDecoder, 'whole_inference'), (MMSegEncoderDecoder, 'encode_decode'),
+    (MMSegEncoderDecoder, 'inference'), (BaseSegmentor, 'postprocess_result'),
+    (BaseDecodeHead, 'predict'), (BaseDecodeHead, 'predict_by_feat')])
+def test_mmsegmentations_own_methods_may_be_rewritten(kind, name, monkeypatch):
+    """As by mmdeploy."""
+    original, calls = getattr(kind, name), []
+    monkeypatch.setattr(kind, name, lambda *args: calls.append(name) or original(*args))
+    predict(build())
+    assert calls
+
+
+@pytest.mark.parametrize('part', ['backbone', 'backbone.bga', 'decode_head.conv_seg'])
+def test_hooks_are_called(part):
     model = build()
+    model.get_submodule(part).register_forward_hook(
+        lambda module, inputs, output: tuple(0 * x for x in output)
+        if isinstance(output, tuple) else 0 * output)
+    logits = predict(model)[0].seg_logits.data
+    assert logits.std((1, 2)).max() < 1e-6
 
-    class Other(type(model)):
-        def extract_feat(self, inputs):
-            return super().extract_feat(inputs * 0)
 
-    model.__class__ = Other
-    assert predict(model)[0].seg_logits.data.std((1, 2)).max() < 1
-    assert type(predict(model)[0].seg_logits) is PixelData
+def test_logits_may_be_changed():
+    sample = predict(build(), number=1)[0]
+    logits = sample.seg_logits
+    assert logits.shape == (64, 96) and logits.low.shape == (4, 8, 12)
+    logits.data[0] = 7.0
+    assert (sample.seg_logits.data[0] == 7).all() and logits.shape == (64, 96)
+    sample = predict(build(), number=1)[0]
+    sample.seg_logits.data = torch.zeros(2, 64, 96)
+    assert torch.equal(sample.seg_logits.data, torch.zeros(2, 64, 96))
+    assert sample.seg_logits.keys() == ['data']
+    with pytest.raises(AssertionError, match='not consistent'):
+        predict(build(), number=1)[0].seg_logits.data = torch.zeros(2, 8, 12)
+    with pytest.raises(AttributeError, match="no attribute 'score'"):
+        _ = sample.seg_logits.score
+
+
+@pytest.mark.parametrize('protocol', [2, pickle.HIGHEST_PROTOCOL])
+def test_model_and_predictions_are_pickled(protocol):
+    model = build(preprocessor=dict(type='mmseg_bisenetv2.SegDataPreProcessor',
+                                    channels_last=True))
+    file = io.BytesIO()
+    torch.save(model, file, pickle_protocol=protocol)
+    file.seek(0)
+    again, expected = (predict(each) for each in (torch.load(file, weights_only=False), model))
+    assert_same(pickle.loads(pickle.dumps(again, protocol)), expected)
 
 
 def test_uint8_labels_for_other_heads():

@@ -5,7 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmseg_bisenetv2.models import upsample_argmax as module
-from mmseg_bisenetv2.models.upsample_argmax import AxisTransform, taps, upsample_argmax
+from mmseg_bisenetv2.models.upsample_argmax import (
+    AxisTransform,
+    argmax_of_row_blocks,
+    axis_weights,
+    upsample_argmax,
+)
 
 
 def reference(logits, rows, columns, align_corners=False):
@@ -49,8 +54,9 @@ def test_labels_are_those_of_mmsegmentation(h, w, rows, columns, align_corners, 
     logits = blobs(5, h, w)
     full = reference(logits, rows, columns, align_corners)
     assert_same(upsample_argmax(logits, rows, columns, align_corners), full)
-    y, x = taps(h, rows, align_corners, logits.device), taps(w, columns, align_corners, 'cpu')
-    assert_same(module._by_stripes(logits, y, x), full)
+    y, x = (axis_weights(size, transform, align_corners, logits.device)
+            for size, transform in ((h, rows), (w, columns)))
+    assert_same(argmax_of_row_blocks(logits, y, x), full)  # a GPU's way
 
 
 @pytest.mark.parametrize('make', [blobs, lambda *shape: torch.randn(shape)])

@@ -22,7 +22,9 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     """Times, peak memory and differences for one size."""
     config = Config.fromfile(args.config)
     if args.with_cp:
-        config.model.backbone.with_cp = None if args.with_cp == 'none' else args.with_cp
+        choice = None if args.with_cp == 'none' else args.with_cp
+        for part in (config.model.backbone, config.model.decode_head, *config.model.auxiliary_head):
+            part.with_cp = choice
     configs = mmseg_config(config), config
     classes = config.model.decode_head.num_classes
     data, small = (draw_batch(args.batch, crop, classes) for crop in (args.crop, SMALL))

@@ -7,6 +7,9 @@ norm_cfg = dict(type='SyncBN', requires_grad=True)  # becomes BN where there is 
 # avg_non_ignore=True it gives the same loss as here, but resizes the logits first: 4.5 times the
 # time on two cores and 56 times the memory (tools/benchmark.py loss).
 loss_decode = dict(type='mmseg_bisenetv2.UpsampleCrossEntropy')
+# Activation checkpointing: normalisation and activation are computed again in backward. None keeps
+# everything, 'stages' less still; the gradients are the same.
+with_cp = 'activations'
 head = dict(
     type='mmseg_bisenetv2.FCNHead',
     concat_input=False,
@@ -15,6 +18,7 @@ head = dict(
     norm_cfg=norm_cfg,
     align_corners=False,
     init_cfg=None,  # PyTorch's default initialisation, here and in the backbone
+    with_cp=with_cp,
     loss_decode=loss_decode)
 model = dict(
     type='mmseg_bisenetv2.EncoderDecoder',
@@ -27,7 +31,7 @@ model = dict(
         size=(1024, 1024),  # smaller crops are padded to it
         pad_val=0,
         seg_pad_val=255),
-    backbone=dict(type='mmseg_bisenetv2.BiSeNetV2', norm_cfg=norm_cfg),
+    backbone=dict(type='mmseg_bisenetv2.BiSeNetV2', norm_cfg=norm_cfg, with_cp=with_cp),
     decode_head=dict(head, in_index=0, in_channels=128, channels=1024, num_convs=1),
     auxiliary_head=[
         dict(head, in_index=1, in_channels=16, channels=16, num_convs=2),
