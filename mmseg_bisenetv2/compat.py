@@ -13,16 +13,20 @@ Nothing is replaced where the full ``mmcv`` is installed, and nothing here loose
 ``weights_only``: classes are allowed by name, one by one. It is tightened in one place: MMEngine
 unpickles downloads (``open-mmlab://`` and the like) freely, and does so no more.
 """
+import contextlib
 import functools
 import importlib.machinery
 import importlib.util
 import pickle
 import sys
 import types
+from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import checkpoint
 
 _EXTENSION = 'mmcv._ext'
@@ -111,6 +115,19 @@ def allow_mmengine_checkpoints():
         reconstruct, (reconstruct, 'numpy.core.multiarray._reconstruct'),
         scalar, (scalar, 'numpy.core.multiarray.scalar'),
     ])
+
+
+@contextlib.contextmanager
+def amp_wrapper_on_cpu() -> Iterator[None]:
+    """Lets MMEngine's AmpOptimWrapper be built without a GPU, with a gradient scaler for the CPU.
+
+    Its module asks ``is_cuda_available`` and takes ``GradScaler`` from there. If a later MMEngine
+    asks elsewhere, its own refusal of a CPU is what the user sees.
+    """
+    scaler = functools.partial(torch.amp.GradScaler, 'cpu')
+    with mock.patch.multiple(amp_optimizer_wrapper, create=True, GradScaler=scaler,
+                             is_cuda_available=lambda: True):
+        yield
 
 
 provide_mmcv_extension()

@@ -1,0 +1,72 @@
+"""Training by iterations that goes on where it stopped: within seconds, and to the last bit."""
+import itertools
+from collections.abc import Iterator
+from inspect import signature
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast_object_list, get_rank
+from mmengine.logging import print_log
+from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import IterBasedTrainLoop as MMEngineIterBasedTrainLoop
+from torch.utils.data import DataLoader
+
+from mmseg_bisenetv2.engine.batch_sampler import ResumableBatchSampler
+from mmseg_bisenetv2.engine.seeding import SeededDataset, seed_random_generators
+from mmseg_bisenetv2.registry import LOOPS
+
+
+@LOOPS.register_module()
+class IterBasedTrainLoop(MMEngineIterBasedTrainLoop):
+    """Drop-in for MMEngine's IterBasedTrainLoop, for any data set and sampler.
+
+    The order of the samples is that of MMEngine's loop under the same seed. MMEngine's loads every
+    past batch again when a run is resumed; this one passes over their indices only. Augmentation
+    and dropout are seeded by the place in the run (see :mod:`mmseg_bisenetv2.engine.seeding`), so
+    that a resumed run continues exactly as if it had never stopped. With gradient accumulation
+    this holds for checkpoints at multiples of ``accumulative_counts``.
+
+    Args:
+        runner: Of this loop.
+        dataloader: The training data, built or to be built by the runner.
+        max_iters: Iterations of the whole run.
+        **kwargs: Those of MMEngine's loop: ``val_begin``, ``val_interval``, ``dynamic_intervals``.
+    """
+
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_iters: int,
+                 **kwargs: Any) -> None:
+        BaseLoop.__init__(self, runner, dataloader)  # the runner builds the data loader
+        built = self.dataloader
+        # MMEngine's constructor begins to load data, before it is known where the run begins. It
+        # gets a loader that loads nothing until it is asked.
+        super().__init__(runner, DataLoader(built.dataset), max_iters, **kwargs)
+        self.seed = 0
+        self.batch_sampler = ResumableBatchSampler(built.batch_sampler)
+        ours = ('self', 'dataset', 'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last')
+        options = {name: getattr(built, name) for name in signature(DataLoader.__init__).parameters
+                   if name not in ours and hasattr(built, name)}
+        self.dataloader = DataLoader(
+            SeededDataset(built.dataset), batch_sampler=self.batch_sampler, **options)
+        self.dataloader_iterator = self._batches()
+        sampler = dataloader['sampler'] if isinstance(dataloader, dict) else None
+        self.sampler_follows_run = isinstance(sampler, dict) and sampler.get('seed') is None
+
+    def _batches(self) -> Iterator[Any]:
+        """Yields what MMEngine's loop asks for: past batches first, to be dropped; None will do."""
+        start = self.iter  # known by now: this line runs when the first batch is asked for
+        yield from itertools.repeat(None, start)
+        if start:
+            print_log(f'The data begin at iteration {start}; nothing was loaded for those before',
+                      logger='current')
+        seed = [self.runner.seed]  # resuming has set that of the checkpoint
+        broadcast_object_list(seed)  # with diff_rank_seed each rank has its own
+        self.seed = seed[0]
+        if self.sampler_follows_run and hasattr(self.batch_sampler.sampler, 'seed'):
+            self.batch_sampler.sampler.seed = self.seed
+        self.batch_sampler.begin(self.seed, get_rank(), start)
+        yield from self.dataloader
+
+    def run_iter(self, data_batch: Any) -> None:
+        """Runs one iteration; what is random in the model follows from its number."""
+        torch.manual_seed(seed_random_generators(self.seed, self.iter, get_rank() + 1))
+        super().run_iter(data_batch)
