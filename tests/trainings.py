@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.utils.data
 from mmengine.config import Config
 from small import NORM, PREPROCESSOR, WIDTHS
 
@@ -77,7 +78,9 @@ def make_data(root: Path) -> Path:
 
 def build(config: Path, work_dir: Path, **options: Any) -> Any:
     """The runner of a training; ``options`` are config options, with __ for the dot."""
+    from mmengine.config import config as config_module
     from mmengine.runner import Runner
+    config_module.FormatCode = lambda text, **_: (text, True)  # half of the time of a tiny training
     loaded = Config.fromfile(config)
     loaded.work_dir = str(work_dir)
     loaded.experiment_name = os.urandom(8).hex()
@@ -90,6 +93,25 @@ def train(config: Path, work_dir: Path, **options: Any) -> Any:
     runner = build(config, work_dir, **options)
     runner.train()
     return runner
+
+
+def test(config: Path, work_dir: Path, **options: Any) -> None:
+    """Tests in this process."""
+    build(config, work_dir, **options).test()
+
+
+def poisoned(config: Path, work_dir: Path, iteration: int, **options: Any) -> None:
+    """Trains with weights that become NaN before an iteration."""
+    from mmengine.hooks import Hook
+
+    class Poison(Hook):
+        def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+            if runner.iter + 1 == iteration:
+                next(runner.model.parameters()).data.fill_(float('nan'))
+
+    runner = build(config, work_dir, **options)
+    runner.register_hook(Poison())
+    runner.train()
 
 
 def _run(log: str, target: tuple[str, str], arguments: tuple, options: dict) -> None:
@@ -111,7 +133,9 @@ class Process:
     def __init__(self, function: Callable | str, *arguments: Any, log: Path,
                  module: str = 'trainings', **options: Any) -> None:
         context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(['trainings', 'mmseg_bisenetv2.engine', 'mmseg.apis'])
+        context.set_forkserver_preload([
+            'trainings', 'mmseg_bisenetv2.engine', 'mmseg.apis', 'mmseg.visualization',
+            'matplotlib.pyplot', 'mmengine.visualization.visualizer'])
         name = function if isinstance(function, str) else function.__name__
         self.log = log
         self.process = context.Process(
@@ -175,3 +199,46 @@ def differing(first: Path, second: Path) -> list[str]:
     one, other = state(first), state(second)
     assert one.keys() == other.keys() and len(one) > 100
     return [name for name, value in one.items() if not torch.equal(value, other[name])]
+
+
+class Numbers(torch.utils.data.Dataset):
+    """A data set of its own indices, which notes what was loaded."""
+
+    loaded: list[int] = []
+    metainfo = dict(classes=('a', ))
+
+    def __len__(self) -> int:
+        return 101
+
+    def __getitem__(self, index: int) -> int:
+        self.loaded.append(index)
+        return index
+
+
+class OneWeight(torch.nn.Module):
+    """A model for :class:`Numbers`, of one weight, which training moves by -0.1 an iteration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
+        loss = self.weight.sum()
+        optim_wrapper.update_params(loss)
+        return dict(loss=loss)
+
+
+def number_runner(work_dir: Path, max_iters: int, loop: str = 'mmseg_bisenetv2.',
+                  interval: int = 10, hook: dict | None = None, **options: Any) -> Any:
+    """The runner of a training that takes no time."""
+    from mmengine.runner import Runner
+    options['cfg'] = {key: options[key] for key in ('resume', 'load_from') if key in options}
+    return Runner(
+        OneWeight(), str(work_dir), train_dataloader=dict(
+            dataset=Numbers(), batch_size=4, num_workers=0, sampler=dict(type='InfiniteSampler')),
+        train_cfg=dict(type=f'{loop}IterBasedTrainLoop', max_iters=max_iters),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        randomness=dict(seed=5), default_hooks=dict(checkpoint=dict(dict(
+            type='mmseg_bisenetv2.CheckpointHook', by_epoch=False, interval=interval),
+            **hook or {})),
+        default_scope='mmseg', experiment_name=os.urandom(8).hex(), **options)

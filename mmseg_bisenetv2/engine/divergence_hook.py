@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmseg_bisenetv2.engine.amp import start_momentum
 from mmseg_bisenetv2.engine.runtime_info_hook import is_reading_due
 from mmseg_bisenetv2.registry import HOOKS
 
@@ -59,6 +60,11 @@ class DivergenceHook(Hook):
         self.scale = 0.0
         self.lr: dict[str, list[float]] = {}
         self.unread: list[_Step] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Keeps a fused SGD under a loss scale from diverging; see :func:`start_momentum`."""
+        if hasattr(runner.optim_wrapper, 'loss_scaler'):
+            start_momentum(runner.optim_wrapper.optimizer)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Notes the learning rate of the iteration."""
