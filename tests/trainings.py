@@ -58,7 +58,7 @@ test_evaluator = val_evaluator
 randomness = dict(seed=0, deterministic=True)
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-4, begin=0, end=9, by_epoch=False)]
 train_cfg = dict(max_iters=8, val_interval=100)
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, max_keep_ckpts=9))
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, max_keep_ckpts=99))
 '''
 
 
@@ -148,7 +148,9 @@ class Process:
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-        return self.process.exitcode, self.log.read_text()
+        code = self.process.exitcode
+        assert code is not None
+        return code, self.log.read_text()
 
 
 def killed_while_saving(config: Path, work_dir: Path, where: str, count: int,

@@ -73,11 +73,14 @@ class CheckpointHook(MMEngineCheckpointHook):
     and choosing are left to MMEngine.
 
     Args:
-        **kwargs: Those of MMEngine's hook.
+        *args: Those of MMEngine's hook.
+        **kwargs: The same, by name.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    backend_args: dict | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.is_local = (self.file_client_args is None and self.backend_args is None
                          and '://' not in str(self.out_dir))
         if self.is_local:

@@ -15,7 +15,7 @@ from mmseg_bisenetv2.engine import DivergenceHook
 from mmseg_bisenetv2.engine.amp import start_momentum
 
 
-def training(clip_grad: dict | None = None, **options: Any) -> tuple[torch.nn.Module, Any, dict]:
+def training(clip_grad: dict | None = None, **options: Any) -> tuple[Any, Any, dict]:
     model = build().train()
     data = batch()
     for sample in data['data_samples']:

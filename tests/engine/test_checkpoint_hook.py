@@ -216,7 +216,7 @@ WORDS = dict(
 @pytest.mark.parametrize('change', CHANGES)
 def test_what_does_not_fit_is_refused(straight: Path, fresh: Any, change: str) -> None:
     checkpoint = torch.load(straight / 'iter_4.pth', weights_only=True)
-    arguments = 'iter_4.pth', fresh.model, fresh.optim_wrapper, dict(iter=8, epoch=1)
+    arguments: Any = ('iter_4.pth', fresh.model, fresh.optim_wrapper, dict(iter=8, epoch=1))
     check_resumable(checkpoint, *arguments)
     CHANGES[change](checkpoint)
     with pytest.raises(ResumeError, match=f'iter_4.pth cannot be resumed from.*{WORDS[change]}'):

@@ -29,7 +29,8 @@ class Trainings:
 
     def __init__(self, interval: int = 10, loss_scale: Any = 'dynamic', scaler: bool = True,
                  **options: Any) -> None:
-        self.scale, self.lines = 65536.0, []
+        self.scale = 65536.0
+        self.lines: list[str] = []
         self.hook = DivergenceHook(**options)
         optim_wrapper = SimpleNamespace(get_lr=lambda: dict(lr=[0.1]))
         if scaler:

@@ -43,6 +43,28 @@ def test_killed_while_saving_and_resumed(config: Path, straight: Path, tmp_path:
     assert differing(straight / 'iter_8.pth', work / 'iter_8.pth') == []
 
 
+@pytest.mark.slow
+def test_killed_five_times_at_random(config: Path, tmp_path: Path) -> None:
+    options = dict(train_cfg__max_iters=60, train_dataloader__num_workers=2)
+    code, text = Process('train', config, tmp_path / 'straight', log=tmp_path / 'log',
+                         **options).wait(600)
+    assert code == 0, text
+    work = tmp_path / 'work'
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        saved = len(list(work.glob('iter_*.pth')))
+        training = Process('train', config, work, log=tmp_path / 'log', resume=True, **options)
+        while training.process.is_alive() and len(list(work.glob('iter_*.pth'))) < saved + 3:
+            time.sleep(0.05)
+        time.sleep(rng.random())
+        training.process.kill()
+        assert training.wait()[0] == -9
+    code, text = Process('train', config, work, log=tmp_path / 'log', resume=True,
+                         **options).wait(600)
+    assert code == 0, text
+    assert differing(tmp_path / 'straight/iter_60.pth', work / 'iter_60.pth') == []
+
+
 def test_two_ranks(config: Path, tmp_path: Path) -> None:
     def run(name: str, **options: Any) -> list[tuple[int, str]]:
         with socket.socket() as free:
