@@ -11,7 +11,7 @@ import torch
 from mmengine.utils.dl_utils import mmcv_full_available
 
 import mmseg_bisenetv2
-from mmseg_bisenetv2.compat import MissingOpError
+from mmseg_bisenetv2.compat import MissingOpError, amp_wrapper_on_cpu
 
 needs_lite = pytest.mark.skipif(mmcv_full_available(), reason='the full mmcv is installed')
 
@@ -106,3 +106,14 @@ def test_foreign_classes_stay_refused(tmp_path):
     with pytest.raises(pickle.UnpicklingError, match='exec'):
         torch.load(path, weights_only=True)
     assert not (tmp_path / 'pwned').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='MMEngine takes the GPU')
+def test_amp_wrapper_is_built_on_a_cpu_and_mmengine_keeps_refusing():
+    from mmengine.optim import AmpOptimWrapper
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    with amp_wrapper_on_cpu():
+        wrapper = AmpOptimWrapper(optimizer=optimizer)
+    assert wrapper.loss_scaler.get_scale() == 65536
+    with pytest.raises(AssertionError, match='only available training on gpu'):
+        AmpOptimWrapper(optimizer=optimizer)

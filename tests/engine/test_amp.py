@@ -10,7 +10,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from small import batch, build
 
-from mmseg_bisenetv2.compat import amp_wrapper_on_cpu
 from mmseg_bisenetv2.engine import DivergenceHook
 from mmseg_bisenetv2.engine.amp import start_momentum
 
@@ -76,14 +75,3 @@ def test_momentum_of_zeros_is_the_first_step_that_pytorch_makes(fused: bool) -> 
             optimizer.step()
         weights.append(weight.detach())
     assert torch.equal(*weights)
-
-
-def test_mmengines_wrapper_still_refuses_a_cpu() -> None:
-    if torch.cuda.is_available():
-        pytest.skip('there is a GPU')
-    from mmengine.optim import AmpOptimWrapper
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    with amp_wrapper_on_cpu():
-        AmpOptimWrapper(optimizer=optimizer)
-    with pytest.raises(AssertionError, match='only available training on gpu'):
-        AmpOptimWrapper(optimizer=optimizer)
