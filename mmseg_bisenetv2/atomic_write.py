@@ -3,11 +3,21 @@ import contextlib
 import os
 
 
-def write_atomically(content: bytes, path: str) -> None:
-    """Writes a file beside the old one, flushes it to the disk, and puts it in its place.
+def flush_to_disk(path: str) -> None:
+    """Waits until a file, or the names in a folder, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    Whenever this process or the machine stops, ``path`` is the old file or the new one. What a
-    kill leaves behind, ``{path}.partial``, is overwritten by the next attempt.
+
+def write_atomically(content: bytes, path: str) -> None:
+    """Writes a file beside the old one and puts it in its place.
+
+    Whenever this process stops, ``path`` is the old file or the new one. What a kill leaves
+    behind, ``{path}.partial``, is overwritten by the next attempt. Against a loss of power see
+    :func:`flush_to_disk`.
 
     Args:
         content: What the file shall hold.
@@ -21,15 +31,7 @@ def write_atomically(content: bytes, path: str) -> None:
     try:
         with open(partial, 'wb') as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(partial, path)
-        if os.name == 'posix':  # the name in the folder has to reach the disk as well
-            folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(partial)

@@ -153,18 +153,20 @@ class Process:
         return code, self.log.read_text()
 
 
-def killed_while_saving(config: Path, work_dir: Path, where: str, count: int,
+def killed_while_saving(config: Path, work_dir: Path, count: int, after: bool,
                         **options: Any) -> None:
-    """Trains, and kills itself with SIGKILL when a function of ``os`` is called for a time."""
-    original, calls = getattr(os, where), []
+    """Trains, and kills itself with SIGKILL before or after a file is put in its place."""
+    original, calls = os.replace, []
 
-    def kill(*arguments: Any, **kwargs: Any) -> Any:
+    def kill(*arguments: Any) -> None:
         calls.append(arguments)
+        if len(calls) == count and not after:
+            os.kill(os.getpid(), 9)
+        original(*arguments)
         if len(calls) == count:
             os.kill(os.getpid(), 9)
-        return original(*arguments, **kwargs)
 
-    setattr(os, where, kill)
+    os.replace = kill  # type: ignore[assignment]
     train(config, work_dir, **options)
 
 

@@ -3,6 +3,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -12,7 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from mmseg_bisenetv2.atomic_write import write_atomically
+from mmseg_bisenetv2.atomic_write import flush_to_disk, write_atomically
 from mmseg_bisenetv2.engine.resume import (
     ResumeError,
     all_finite,
@@ -27,7 +28,7 @@ LAST = 'last_checkpoint'
 
 
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local files, written whole or not at all; deletions wait until they are asked for.
+    """MMEngine's local files, written whole or not at all; deletions are noted, not done.
 
     MMEngine's CheckpointHook deletes an outdated checkpoint before it writes the new one.
     """
@@ -44,13 +45,16 @@ class AtomicLocalBackend(LocalBackend):
         """Notes a file that is to be deleted."""
         self.outdated.append(str(filepath))
 
-    def delete_outdated(self, keep: list[str | None]) -> None:
-        """Deletes what was noted, except for ``keep``."""
-        for path in self.outdated:
-            if path not in keep:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(path)
-        self.outdated.clear()
+
+def replace_outdated(new: list[str], outdated: list[str]) -> None:
+    """Deletes outdated checkpoints once the new ones have reached the disk."""
+    for path in new:
+        flush_to_disk(path)
+        flush_to_disk(os.path.dirname(path))
+    for path in outdated:
+        if path not in new:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
 
 
 register_backend(BACKEND, AtomicLocalBackend, force=True)
@@ -60,8 +64,9 @@ register_backend(BACKEND, AtomicLocalBackend, force=True)
 class CheckpointHook(MMEngineCheckpointHook):
     """Drop-in for MMEngine's CheckpointHook, which keeps the last whole checkpoint.
 
-    - A checkpoint is written beside the old file, flushed to the disk and renamed. Outdated ones
-      are deleted after it, and after ``last_checkpoint``.
+    - A checkpoint is written beside the old file and renamed. When it and ``last_checkpoint``
+      are written, a thread waits until it has reached the disk, while the training goes on;
+      only then are outdated ones deleted.
     - A checkpoint with NaN or infinity is not written; the training stops.
     - ``--resume`` takes the newest checkpoint that is whole, whatever ``last_checkpoint`` says,
       and writes its path there.
@@ -81,6 +86,9 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.thread = ThreadPoolExecutor(1)
+        self.replacing: Future | None = None
+        self.has_saved = False
         self.is_local = (self.file_client_args is None and self.backend_args is None
                          and '://' not in str(self.out_dir))
         if self.is_local:
@@ -166,6 +174,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         Raises:
             FloatingPointError: If there are any, with their names.
         """
+        self._wait()
+        self.has_saved = True
         content = {key: checkpoint.get(key) for key in ('state_dict', 'optimizer')}
         bad = [name for name, value in tensors_within(content) if not all_finite(value)]
         if bad:
@@ -199,11 +209,24 @@ class CheckpointHook(MMEngineCheckpointHook):
                 raise OSError(error.errno, error.strerror,
                               os.path.join(runner.work_dir, LAST)) from error
             raise
-        backend = getattr(self, 'file_backend', None)  # none before a training begins
-        if isinstance(backend, AtomicLocalBackend):
-            best = getattr(self, 'best_ckpt_path_dict', {}).values()
-            backend.delete_outdated(
-                [self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best])
+        if self.has_saved and isinstance(self.file_backend, AtomicLocalBackend):
+            paths = [self.last_ckpt, getattr(self, 'best_ckpt_path', None),
+                     *getattr(self, 'best_ckpt_path_dict', {}).values()]
+            new = [path for path in paths if path and os.path.isfile(path)]
+            outdated, self.file_backend.outdated = self.file_backend.outdated, []
+            self.replacing = self.thread.submit(replace_outdated, new, outdated)
+        self.has_saved = False
+
+    def _wait(self) -> None:
+        """Waits for the thread, and raises what went wrong there."""
+        replacing, self.replacing = self.replacing, None
+        if replacing:
+            replacing.result()
+
+    def after_train(self, runner: Runner) -> None:
+        """Publishes as MMEngine does, and waits until the last checkpoint has reached the disk."""
+        super().after_train(runner)
+        self._wait()
 
 
 def _resumes(runner: Runner) -> bool:

@@ -144,6 +144,7 @@ def test_only_best_checkpoints_of_this_run_are_deleted(tmp_path: Path) -> None:
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 hook.after_val_epoch(runner, dict(mIoU=score))
+                hook.after_train(runner)  # waits until what is outdated has been deleted
 
     runner = number_runner(first, 10, **options)
     runner.train()

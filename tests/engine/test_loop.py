@@ -20,24 +20,24 @@ from mmseg_bisenetv2.engine.seeding import PlacedIndex, SeededDataset
 from mmseg.registry import DATASETS
 
 
-@pytest.mark.parametrize('workers, where, count', [
-    (0, 'replace', 2),  # iter_4.pth is written, but not yet in its place
-    (2, 'fsync', 4),  # iter_4.pth is in its place, but last_checkpoint does not name it yet
-    (0, 'fsync', 7),  # iter_4.pth is written again after a new best
+@pytest.mark.parametrize('workers, count, after', [
+    (0, 2, False),  # iter_4.pth is written, but not yet in its place
+    (2, 2, True),  # iter_4.pth is in its place, but last_checkpoint does not name it yet
+    (0, 4, False),  # iter_4.pth is written again after a new best
 ])
 def test_killed_while_saving_and_resumed(config: Path, straight: Path, tmp_path: Path,
-                                         workers: int, where: str, count: int) -> None:
+                                         workers: int, count: int, after: bool) -> None:
     options = dict(train_dataloader__num_workers=workers, train_cfg__val_interval=4,
                    train_dataloader__persistent_workers=workers > 0)
     work = tmp_path / 'work'
-    code, text = Process('killed_while_saving', config, work, where, count,
+    code, text = Process('killed_while_saving', config, work, count, after,
                          log=tmp_path / 'first', **options).wait()
     assert code == -9, text
     assert not (work / 'iter_6.pth').exists()
     code, text = Process('train', config, work, log=tmp_path / 'second', resume=True,
                          **options).wait()
     assert code == 0, text
-    newest = 2 if where == 'replace' else 4
+    newest = 2 if count == 2 and not after else 4
     assert f'iter_{newest}.pth is the newest whole checkpoint' in text
     assert f'resumed epoch: 0, iter: {newest}' in text
     assert differing(straight / 'iter_8.pth', work / 'iter_8.pth') == []
