@@ -15,18 +15,23 @@ Nothing is replaced where the full ``mmcv`` is installed, and nothing here loose
 One thing is told in a private place: PyTorch keeps a state dict's versions, which its load hooks
 are given, in an attribute ``_metadata``; a checkpoint's file name goes the same way.
 """
+import contextlib
+import functools
 import importlib.machinery
 import importlib.util
 import pickle
 import sys
 import types
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.model import BaseDataPreprocessor
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 _EXTENSION = 'mmcv._ext'
 
@@ -165,6 +170,19 @@ def copy_without_blocking(preprocessor: BaseDataPreprocessor) -> None:
     """
     if hasattr(preprocessor, '_non_blocking'):
         preprocessor._non_blocking = True
+
+
+@contextlib.contextmanager
+def amp_wrapper_on_cpu() -> Iterator[None]:
+    """Lets MMEngine's AmpOptimWrapper be built without a GPU, with a gradient scaler for the CPU.
+
+    Its module asks ``is_cuda_available`` and takes ``GradScaler`` from there. If a later MMEngine
+    asks elsewhere, its own refusal of a CPU is what the user sees.
+    """
+    scaler = functools.partial(torch.amp.GradScaler, 'cpu')
+    with mock.patch.multiple(amp_optimizer_wrapper, create=True, GradScaler=scaler,
+                             is_cuda_available=lambda: True):
+        yield
 
 
 provide_mmcv_extension()

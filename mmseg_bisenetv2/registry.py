@@ -7,8 +7,10 @@ from mmengine.registry import Registry
 
 from mmseg.registry import DATASETS as MMSEG_DATASETS
 from mmseg.registry import HOOKS as MMSEG_HOOKS
+from mmseg.registry import LOOPS as MMSEG_LOOPS
 from mmseg.registry import METRICS as MMSEG_METRICS
 from mmseg.registry import MODELS as MMSEG_MODELS
+from mmseg.registry import OPTIM_WRAPPERS as MMSEG_OPTIM_WRAPPERS
 from mmseg.registry import TRANSFORMS as MMSEG_TRANSFORMS
 
 SCOPE = 'mmseg_bisenetv2'
@@ -23,3 +25,8 @@ TRANSFORMS = Registry(
     'transform', parent=MMSEG_TRANSFORMS, scope=SCOPE, locations=['mmseg_bisenetv2.datasets'])
 HOOKS = Registry(
     'hook', parent=MMSEG_HOOKS, scope=SCOPE, locations=['mmseg_bisenetv2.engine'])
+LOOPS = Registry(
+    'loop', parent=MMSEG_LOOPS, scope=SCOPE, locations=['mmseg_bisenetv2.engine'])
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper', parent=MMSEG_OPTIM_WRAPPERS, scope=SCOPE,
+    locations=['mmseg_bisenetv2.engine'])

@@ -13,6 +13,7 @@ from mmengine.utils.dl_utils import mmcv_full_available
 import mmseg_bisenetv2
 from mmseg_bisenetv2.compat import (
     MissingOpError,
+    amp_wrapper_on_cpu,
     copy_without_blocking,
     has_forward_hooks,
     with_source,
@@ -168,3 +169,14 @@ def test_preprocessors_copy_without_blocking():
     del preprocessor._non_blocking  # as if MMEngine had renamed it
     copy_without_blocking(preprocessor)
     assert not hasattr(preprocessor, '_non_blocking')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='MMEngine takes the GPU')
+def test_amp_wrapper_is_built_on_a_cpu_and_mmengine_keeps_refusing():
+    from mmengine.optim import AmpOptimWrapper
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    with amp_wrapper_on_cpu():
+        wrapper = AmpOptimWrapper(optimizer=optimizer)
+    assert wrapper.loss_scaler.get_scale() == 65536
+    with pytest.raises(AssertionError, match='only available training on gpu'):
+        AmpOptimWrapper(optimizer=optimizer)

@@ -1,10 +1,13 @@
 """Training and testing as users start them: through mim, in processes of their own."""
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +21,13 @@ IN_PROCESS = [f'{loader}_dataloader.{option}' for loader in ('train', 'val', 'te
 
 
 @pytest.fixture(scope='module')
-def toy(tmp_path_factory):
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp('toy')
     make_toy_cityscapes(root, num_train=8, num_val=2, size=(64, 128))
     return root
 
 
-def run(*arguments, ok=True, **kwargs):
+def run(*arguments: object, ok: bool = True, **kwargs: Any) -> str:
     result = subprocess.run(
         [sys.executable, '-W', 'ignore', *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
@@ -32,23 +35,23 @@ def run(*arguments, ok=True, **kwargs):
     return result.stdout
 
 
-def mim(*arguments, **kwargs):
+def mim(*arguments: object, **kwargs: Any) -> str:
     return run('-m', 'mim', *arguments, **kwargs)
 
 
-def options(toy, *more):
+def options(toy: Path, *more: str) -> list[str]:
     roots = [f'{loader}_dataloader.dataset.data_root={toy}' for loader in ('train', 'val', 'test')]
     return ['--cfg-options', *IN_PROCESS, *roots, 'default_hooks.logger.interval=1', *more]
 
 
-def log(work_dir):
+def log(work_dir: Path) -> dict[int, dict]:
     """What the newest run logged of each training iteration."""
     path = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return {row['iter']: row for row in rows if 'loss' in row}
 
 
-def test_train_resume_and_test(toy, tmp_path):
+def test_train_resume_and_test(toy: Path, tmp_path: Path) -> None:
     schedule = ['train_cfg.max_iters=4', 'train_cfg.val_interval=4',
                 'default_hooks.checkpoint.interval=2', 'default_hooks.checkpoint.max_keep_ckpts=9',
                 'randomness.seed=0']
@@ -59,9 +62,9 @@ def test_train_resume_and_test(toy, tmp_path):
     assert sorted(straight) == [1, 2, 3, 4]
 
     (work / 'iter_4.pth').unlink()
-    (work / 'last_checkpoint').write_text(str(work / 'iter_2.pth'))
+    (work / 'last_checkpoint').unlink()
     out = mim('train', 'mmseg', TOY, '--work-dir', work, '--resume', *options(toy, *schedule))
-    assert 'resumed' in out
+    assert 'iter_2.pth is the newest whole checkpoint' in out
     resumed, last = log(work), torch.load(work / 'iter_4.pth', weights_only=True)
     assert {i: row['lr'] for i, row in resumed.items()} == {
         i: row['lr'] for i, row in straight.items() if i > 2}
@@ -99,7 +102,7 @@ class SaveEveryRank(Hook):
 '''
 
 
-def test_two_processes_agree(toy, tmp_path):
+def test_two_processes_agree(toy: Path, tmp_path: Path) -> None:
     (tmp_path / 'gloo_group.py').write_text(GLOO)
     (tmp_path / 'config.py').write_text(textwrap.dedent(f'''
         _base_ = {str(TOY)!r}
@@ -127,13 +130,31 @@ def test_two_processes_agree(toy, tmp_path):
     assert not torch.equal(first[name], second[name])  # they did see different images
 
 
-def test_missing_data_names_path_and_preparation(tmp_path):
+@pytest.mark.slow
+def test_killing_mim_leaves_a_training_that_refuses_a_second(toy: Path, tmp_path: Path) -> None:
+    command = ['train', 'mmseg', TOY, '--work-dir', tmp_path, *options(
+        toy, 'train_cfg.max_iters=100000', 'default_hooks.checkpoint.interval=2')]
+    launcher = subprocess.Popen([sys.executable, '-m', 'mim', *map(str, command)])
+    deadline = time.time() + 300
+    while not (tmp_path / 'iter_2.pth').exists() and time.time() < deadline:
+        time.sleep(0.2)
+    launcher.kill()
+    launcher.wait()
+    pid = json.loads((tmp_path / 'training.lock').read_text())['pid']
+    try:
+        out = mim(*command[:5], '--resume', *command[5:], ok=False)
+        assert f'End it (kill {pid})' in out
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_missing_data_names_path_and_preparation(tmp_path: Path) -> None:
     out = mim('train', 'mmseg', CONFIGS / 'bisenetv2_fcn_cityscapes.py', cwd=tmp_path, ok=False)
     assert str(tmp_path / 'data/cityscapes/leftImg8bit/train') in out
     assert 'mim run mmseg cityscapes data/cityscapes' in out
 
 
-def test_label_ids_in_place_of_train_ids(toy, tmp_path):
+def test_label_ids_in_place_of_train_ids(toy: Path, tmp_path: Path) -> None:
     out = mim('train', 'mmseg', TOY, '--work-dir', tmp_path, *options(
         toy, 'train_dataloader.dataset.seg_map_suffix=_gtFine_labelIds.png'), ok=False)
     assert '_gtFine_labelIds.png: class ids [' in out

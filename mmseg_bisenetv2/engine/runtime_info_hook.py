@@ -1,9 +1,27 @@
 """MMEngine's bookkeeping of a training, without waiting for the GPU in every iteration."""
+from typing import Any
+
 import torch
-from mmengine.hooks import CheckpointHook, LoggerHook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.hooks import RuntimeInfoHook as MMEngineRuntimeInfoHook
+from mmengine.runner import Runner
 
 from mmseg_bisenetv2.registry import HOOKS
+
+
+def is_reading_due(hook: Hook, runner: Runner, batch_idx: int) -> bool:
+    """Whether the logger or a checkpoint wants the losses after this iteration.
+
+    Args:
+        hook: Any hook; they all can count iterations.
+        runner: Of the training.
+        batch_idx: Of the iteration, within its epoch.
+    """
+    readers = (each for each in runner.hooks if isinstance(each, (LoggerHook, CheckpointHook)))
+    return (hook.is_last_train_iter(runner)
+            or hook.end_of_epoch(runner.train_dataloader, batch_idx)
+            or any(hook.every_n_train_iters(runner, reader.interval)
+                   or hook.every_n_inner_iters(batch_idx, reader.interval) for reader in readers))
 
 
 @HOOKS.register_module()
@@ -11,38 +29,32 @@ class RuntimeInfoHook(MMEngineRuntimeInfoHook):
     """Drop-in for MMEngine's RuntimeInfoHook: what it logs and saves is the same.
 
     MMEngine's reads every loss and accuracy, eleven numbers here, in every iteration, and each
-    time the CPU waits until the GPU has computed it. This one keeps them where they are until the
-    logger or a checkpoint wants them; in between, the message hub lags behind.
+    time the CPU waits until the GPU has computed it. This one keeps the tensors until the logger
+    or a checkpoint wants their values; in between, the message hub lags behind.
     """
 
-    def before_train(self, runner):
-        """Begins with nothing kept; a run that was broken off may have left some."""
+    def before_train(self, runner: Runner) -> None:
+        """Begins with nothing kept, even if an earlier run was broken off and left some."""
         super().before_train(runner)
-        self._kept = []
+        self._kept: list[dict[str, Any]] = []
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: dict[str, Any] | None = None) -> None:
         """Keeps ``outputs``, and reads all that are kept if they are wanted now."""
         self._batch_idx = batch_idx
         if outputs is not None:
             self._kept.append({
                 key: value.detach() if isinstance(value, torch.Tensor) else value
                 for key, value in outputs.items()})
-        if self._wanted(runner, batch_idx):
+        if is_reading_due(self, runner, batch_idx):
             self._read(runner, batch_idx)
 
-    def before_val(self, runner):
+    def before_val(self, runner: Runner) -> None:
         """Reads all that are kept: a validation may save the best checkpoint."""
         if getattr(self, '_kept', None):
             self._read(runner, self._batch_idx)
 
-    def _wanted(self, runner, batch_idx):
-        readers = (hook for hook in runner.hooks if isinstance(hook, (LoggerHook, CheckpointHook)))
-        return (self.is_last_train_iter(runner)
-                or self.end_of_epoch(runner.train_dataloader, batch_idx)
-                or any(self.every_n_train_iters(runner, hook.interval)
-                       or self.every_n_inner_iters(batch_idx, hook.interval) for hook in readers))
-
-    def _read(self, runner, batch_idx):
+    def _read(self, runner: Runner, batch_idx: int) -> None:
         tensors = [value for outputs in self._kept for value in outputs.values()
                    if isinstance(value, torch.Tensor)]
         if tensors:  # one copy for all; float64 holds every other type exactly

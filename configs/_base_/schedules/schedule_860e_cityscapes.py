@@ -15,9 +15,18 @@ param_scheduler = [
 # The rate above belongs to a total batch of 16. With auto_scale_lr.enable=True MMEngine scales it
 # in proportion to the batch that the devices really add up to.
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-train_cfg = dict(max_iters=max_iters, val_interval=186 * 20)
+# A training that cannot be lost. These types do it for any config of MMSegmentation:
+# resuming takes seconds and continues to the last bit; MMEngine's loads all past data again
+train_cfg = dict(
+    type='mmseg_bisenetv2.IterBasedTrainLoop', max_iters=max_iters, val_interval=186 * 20)
 default_hooks = dict(
     # reads the losses when they are logged: MMEngine's waits for the GPU in every iteration
     runtime_info=dict(type='mmseg_bisenetv2.RuntimeInfoHook'),
-    checkpoint=dict(interval=186 * 20, max_keep_ckpts=3, save_best='mIoU'),
+    # stops a training whose loss is not finite
+    divergence=dict(type='mmseg_bisenetv2.DivergenceHook'),
+    # saves whole files or none, resumes from the newest whole one
+    checkpoint=dict(type='mmseg_bisenetv2.CheckpointHook', interval=186 * 20, max_keep_ckpts=3,
+                    save_best='mIoU'),
+    # refuses a second training in the same folder
+    work_dir_lock=dict(type='mmseg_bisenetv2.WorkDirLockHook'),
     visualization=dict(interval=1))  # --show-dir draws every image, not every 50th
