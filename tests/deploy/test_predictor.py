@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from small import build, image, write
 
 from mmseg_bisenetv2.deploy import Predictor, predictor, runtimes
+from mmseg_bisenetv2.deploy.image import read_image
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
-from mmseg_bisenetv2.deploy.predictor import read_image
 from mmseg_bisenetv2.deploy.runtimes import TorchRuntime, bf16_is_faster, import_optional
 
 from mmseg.apis import inference_model, init_model
