@@ -11,7 +11,7 @@ import torch
 from mmengine.utils.dl_utils import mmcv_full_available
 
 import mmseg_bisenetv2
-from mmseg_bisenetv2.compat import MissingOpError
+from mmseg_bisenetv2.compat import MissingOpError, cpu_has_bf16
 
 needs_lite = pytest.mark.skipif(mmcv_full_available(), reason='the full mmcv is installed')
 
@@ -106,3 +106,22 @@ def test_foreign_classes_stay_refused(tmp_path):
     with pytest.raises(pickle.UnpicklingError, match='exec'):
         torch.load(path, weights_only=True)
     assert not (tmp_path / 'pwned').exists()
+
+
+@pytest.mark.parametrize('capabilities, expected', [
+    (dict(avx512_bf16=True), True), (dict(amx_bf16=True), True), (dict(avx2=True), False),
+    ({}, False)])
+def test_bf16_by_the_public_function(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
+    assert cpu_has_bf16() is expected
+
+
+@pytest.mark.parametrize('names, expected', [
+    (['_is_avx512_bf16_supported', '_is_amx_tile_supported'], True), ([], False)])
+def test_bf16_where_the_public_function_is_not_there(monkeypatch, names, expected):
+    monkeypatch.delattr(torch.cpu, 'get_capabilities', raising=False)
+    for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    for name in names:
+        monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
+    assert cpu_has_bf16() is expected

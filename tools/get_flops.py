@@ -30,7 +30,7 @@ def main() -> None:
     try:
         model = init_model(Config.fromfile(args.config), device='cpu')
         network = ImageNetwork(model)
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
+    except (OSError, KeyError, SyntaxError, TypeError, ValueError) as error:
         sys.exit(f'{args.config}: {error}')
     logging.getLogger('mmengine').setLevel(logging.ERROR)
     analysis = FlopAnalyzer(network, (torch.zeros(1, network.in_channels, *args.size), ))

@@ -21,6 +21,7 @@ import json
 import math
 import re
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ import torch
 from mmseg_bisenetv2.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata
 from mmseg_bisenetv2.deploy.runtimes import import_optional
 
+# The text of the metadata, and what gives the model
+ReaderResult = tuple[str | None, Callable[[], Any]]
 REFUSED_OPERATORS = {  # with bodies of their own, or randomness
     'If', 'Loop', 'Scan', 'SequenceMap', 'TensorIterator', 'RandomNormal', 'RandomUniform',
     'RandomNormalLike', 'RandomUniformLike', 'Multinomial', 'Bernoulli'}
@@ -85,50 +88,56 @@ def read_exported_file(path: str | Path) -> tuple[ExportMetadata, Any]:
         raise FileNotFoundError(f'No file {path}')
     reader = {'.onnx': _read_onnx, '.xml': _read_openvino, '.pt2': _read_program}[path.suffix]
     try:
-        text, model = reader(path)
+        text, load = reader(path)
+        metadata = ExportMetadata.from_json(text)
+        if metadata.precision != 'fp32' and path.suffix != '.xml':
+            raise ValueError(f'it says {metadata.precision}, which only an OpenVINO file can be')
+        return metadata, load()
     except ImportError:
         raise
     except Exception as error:  # Each library raises its own.
         raise ValueError(f'{path} cannot be read: {short_reason(error)}') from error
-    metadata = ExportMetadata.from_json(text, path)
-    if metadata.precision != 'fp32' and path.suffix != '.xml':
-        raise ValueError(f'{path} says {metadata.precision}, which only an OpenVINO file can be')
-    return metadata, model
 
 
 def short_reason(error: Exception) -> str:
     """What an exception of another library says, in one line."""
-    return (' '.join(str(error).split()) or type(error).__name__)[:300]
+    return (' '.join(str(error).split()) or type(error).__name__)[:400]
 
 
-def _read_onnx(path: Path) -> tuple[str | None, Any]:
+def _read_onnx(path: Path) -> ReaderResult:
     model = import_optional('onnx').load(path, load_external_data=False)
     if model.functions or any(tensor.external_data for tensor in model.graph.initializer):
         raise ValueError('it has functions, or weights in other files')
     _refuse_operators(node.op_type for node in model.graph.node)
-    return {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY), model
+    text = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
+    return text, lambda: model
 
 
-def _read_openvino(path: Path) -> tuple[str | None, Any]:
+def _read_openvino(path: Path) -> ReaderResult:
     model = import_optional('openvino').Core().read_model(path)
     _refuse_operators(operator.get_type_name() for operator in model.get_ops())
-    has_metadata = model.has_rt_info(METADATA_KEY)
-    return model.get_rt_info(METADATA_KEY).astype(str) if has_metadata else None, model
+    has_text = model.has_rt_info(METADATA_KEY)
+    return model.get_rt_info(METADATA_KEY).astype(str) if has_text else None, lambda: model
 
 
-def _refuse_operators(names: Any) -> None:
+def _refuse_operators(names: Iterable[str]) -> None:
     if found := REFUSED_OPERATORS & set(names):
         raise ValueError(f'it has the operators {sorted(found)}, which no exported network has')
 
 
-def _read_program(path: Path) -> tuple[str | None, torch.export.ExportedProgram]:
-    extra = {METADATA_FILE: ''}
-    program = torch.export.load(_rebuilt_archive(path), extra_files=extra)
-    return extra[METADATA_FILE] or None, program
+def _read_program(path: Path) -> ReaderResult:
+    members = _checked_members(path)
+    text = next((data for name, data in members.items() if name.endswith(METADATA_FILE)), None)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, 'w') as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    archive.seek(0)
+    return text and text.decode(), lambda: torch.export.load(archive)
 
 
-def _rebuilt_archive(path: Path) -> io.BytesIO:
-    """A new archive with the members of a .pt2 that are known, each checked."""
+def _checked_members(path: Path) -> dict[str, bytes]:
+    """The members of a .pt2 by name, each known and checked."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         size, content = path.stat().st_size, sum(entry.file_size for entry in entries)
@@ -143,17 +152,12 @@ def _rebuilt_archive(path: Path) -> io.BytesIO:
     if folder:
         members = {name.partition('/')[2]: data for name, data in members.items()}
     sizes = {name: len(data) for name, data in members.items()}
-    rebuilt = io.BytesIO()
-    with zipfile.ZipFile(rebuilt, 'w') as archive:
-        for name, data in members.items():
-            archive.writestr(folder + name, _checked_member(name, data, sizes))
-    rebuilt.seek(0)
-    return rebuilt
+    return {folder + name: _checked_member(name, data, sizes) for name, data in members.items()}
 
 
-def _checked_member(name: str, data: bytes, sizes: dict[str, int]) -> bytes | str:
+def _checked_member(name: str, data: bytes, sizes: dict[str, int]) -> bytes:
     if name in PROGRAM:
-        return json.dumps(_checked_program(json.loads(data)))
+        return json.dumps(_checked_program(json.loads(data))).encode()
     if name in TENSOR_CONFIGS:
         folder = name.rpartition('/')[0]
         for entry in json.loads(data)['config'].values():

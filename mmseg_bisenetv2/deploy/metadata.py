@@ -57,54 +57,54 @@ class ExportMetadata:
 
     def __post_init__(self) -> None:
         number = len(self.classes) if isinstance(self.classes, tuple) else 0
-        texts = (self.config, self.checkpoint, self.sha256)
-        for name, good, expected in (
-                ('classes', 2 <= number <= 256 and all(isinstance(x, str) for x in self.classes),
-                 '2 to 256 names'),
-                ('palette', _is_palette(self.palette, number),
-                 f'a colour of three numbers from 0 to 255 for each of {number} classes'),
-                ('scale', _is_size(self.scale), f'None or two numbers from 1 to {MAX_SIDE}'),
-                ('size', _is_size(self.size), f'None or two numbers from 1 to {MAX_SIDE}'),
-                ('keep_ratio', isinstance(self.keep_ratio, bool), 'true or false'),
-                ('align_corners', isinstance(self.align_corners, bool), 'true or false'),
-                ('precision', self.precision in ('fp32', 'bf16', 'int8'), 'fp32, bf16 or int8'),
-                ('config, checkpoint or sha256',
-                 all(text is None or isinstance(text, str) for text in texts), 'names or None'),
-                ('format_version', type(self.format_version) is int, 'a number')):
+        size = f'None or two numbers from 1 to {MAX_SIDE}'
+        checks = dict(
+            classes=(2 <= number <= 256 and all(isinstance(name, str) for name in self.classes),
+                     '2 to 256 names'),
+            palette=(_is_palette(self.palette, number),
+                     f'three numbers from 0 to 255 for each of {number} classes'),
+            scale=(_is_size(self.scale), size),
+            size=(_is_size(self.size), size),
+            keep_ratio=(isinstance(self.keep_ratio, bool), 'true or false'),
+            align_corners=(isinstance(self.align_corners, bool), 'true or false'),
+            precision=(self.precision in ('fp32', 'bf16', 'int8'), 'fp32, bf16 or int8'),
+            config=(isinstance(self.config, str | None), 'a name or None'),
+            checkpoint=(isinstance(self.checkpoint, str | None), 'a name or None'),
+            sha256=(isinstance(self.sha256, str | None), 'a checksum or None'))
+        for name, (good, expected) in checks.items():
             if not good:
-                value = ', '.join(str(getattr(self, key)) for key in name.split(' or ')[0].split(
-                    ', '))[:80]
-                raise ValueError(f'{name} is {value}, expected {expected}')
+                raise ValueError(
+                    f'{name} is {str(getattr(self, name))[:80]}, expected {expected}')
 
     def to_json(self) -> str:
         """As text for a file."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | None, path: str | Path) -> Self:
-        """Back from the text that ``path`` held.
+    def from_json(cls, text: str | None) -> Self:
+        """Back from the text that a file held.
 
         Raises:
-            ValueError: If that is nothing which this package wrote; with the file's name.
+            ValueError: If that is nothing which this package wrote.
         """
         advice = 'It was not written by tools/export.py of this version. Export the network anew'
         try:
             if text is None or len(text) > MAX_TEXT:
-                raise ValueError('it has none' if text is None else f'{len(text)} characters')
+                raise ValueError('nothing' if text is None else f'{len(text)} characters')
             values = json.loads(text)
             if not isinstance(values, dict):
-                raise ValueError('it is no table of names and values')
+                raise ValueError('no table of names and values')
             values = {'format_version': FORMAT_VERSION, **values}
-            known = {field.name for field in dataclasses.fields(cls)}
-            if values.keys() != known:
-                raise ValueError(f'other names than expected: {sorted(values.keys() ^ known)[:5]}')
             if values['format_version'] != FORMAT_VERSION:
                 advice = 'Use the version of this package that wrote it, or export it anew'
                 raise ValueError(f'format version {str(values["format_version"])[:20]}, this '
                                  f'package reads {FORMAT_VERSION}')
+            known = {field.name for field in dataclasses.fields(cls)}
+            if values.keys() != known:
+                raise ValueError(f'other names than expected: {sorted(values.keys() ^ known)[:5]}')
             return cls(**{name: _tuples(value) for name, value in values.items()})
         except (ValueError, RecursionError) as error:
-            raise ValueError(f'{path} does not say what it holds ({error}). {advice}') from error
+            raise ValueError(f'it does not say what it holds ({error}). {advice}') from error
 
     @classmethod
     def from_model(cls, model: nn.Module, checkpoint: str | Path | None = None) -> Self:
