@@ -18,14 +18,14 @@ def tool(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize('size, gmac', [((512, 1024), '24.60'), ((1024, 2048), '98.41')])
-def test_figures_are_those_of_the_readme(tool, capsys, size, gmac):
-    tool(ROOT / 'configs/bisenetv2_fcn_cityscapes.py', '--size', *size)
+def test_figures_are_those_of_the_readme(tool, capsys):
+    tool(ROOT / 'configs/bisenetv2_fcn_cityscapes.py', '--size', 512, 1024)
     out = capsys.readouterr().out
-    assert f'GMAC           {gmac}\n' in out
+    assert 'GMAC           24.60\n' in out
     assert '14.80 in training, 3.36 without auxiliary heads' in out
     readme = (ROOT / 'README.md').read_text()
-    assert f'{float(gmac):.1f}' in readme and '14.80 M parameters, 3.36 M' in readme
+    assert '24.6' in readme and '98.4' in readme  # at four times the pixels
+    assert '14.80 M parameters, 3.36 M' in readme
 
 
 def test_grey_images(tool, tmp_path, capsys):

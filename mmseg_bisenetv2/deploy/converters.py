@@ -77,6 +77,7 @@ def _to_onnx(network: nn.Module, sample: Tensor, metadata: ExportMetadata, input
             network.eval(), (sample, ), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=list(inputs), output_names=outputs,
             dynamic_shapes=tuple(inputs.values()) if dynamic else None)
+    assert program is not None  # It is None where a file is written.
     model = program.model_proto
     for output in list(model.graph.output)[1:]:  # The logits stay inside, under their name.
         model.graph.output.remove(output)

@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import nn
 
 from mmseg_bisenetv2.deploy import converters
 from mmseg_bisenetv2.deploy.exported_file import read_exported_file
@@ -19,6 +18,8 @@ from mmseg_bisenetv2.deploy.network import FrameNetwork, ImageNetwork
 from mmseg_bisenetv2.deploy.runtimes import import_optional, openvino_config
 from mmseg_bisenetv2.metrics import IoUMetric, mean_iou
 from mmseg_bisenetv2.models.upsample_argmax import upsample_argmax
+
+from mmseg.models.segmentors import EncoderDecoder
 
 # Least share of pixels, in per cent, whose label is that of PyTorch in FP32
 MIN_AGREEMENT = dict(fp32=99.9, bf16=99.0, int8=98.0)
@@ -32,7 +33,7 @@ class DisagreementError(RuntimeError):
 
 
 def export_and_verify(
-        model: nn.Module, metadata: ExportMetadata, path: str | Path,
+        model: EncoderDecoder, metadata: ExportMetadata, path: str | Path,
         pictures: Sequence[str | Path | np.ndarray], size: tuple[int, int] | None = None,
         raw: bool = False, calibration: Sequence[str | Path | np.ndarray] = (),
         min_agreement: float | None = None, truths: Sequence[np.ndarray] | None = None,
@@ -116,10 +117,11 @@ def _compare(path: Path, run: FrameRunner, network: FrameNetwork, metadata: Expo
     for i, frame in enumerate(frames):
         with torch.inference_mode():
             logits = network(torch.from_numpy(frame[None]))[0].float()
-        expected = upsample_argmax(logits, *frame.shape[:2], metadata.align_corners).numpy()
+        height, width = frame.shape[:2]
+        expected = upsample_argmax(logits, height, width, metadata.align_corners).numpy()
         labels, other = run(frame)
         if labels is None:
-            labels = upsample_argmax(torch.from_numpy(other), *frame.shape[:2],
+            labels = upsample_argmax(torch.from_numpy(other), height, width,
                                      metadata.align_corners).numpy()
         if labels.shape != expected.shape or labels.dtype != np.uint8:
             raise DisagreementError(f'{path} gives labels {labels.shape} of {labels.dtype}, '
@@ -128,8 +130,10 @@ def _compare(path: Path, run: FrameRunner, network: FrameNetwork, metadata: Expo
         total += labels.size
         if other is not None:
             largest = max(largest, float(np.abs(other - logits.numpy()).max()))
-        for name, result in (('pytorch_miou', expected), ('miou', labels)) if truths else ():
-            truth = truths[i]
+        if not truths:
+            continue
+        truth = truths[i]
+        for name, result in (('pytorch_miou', expected), ('miou', labels)):
             result = cv2.resize(result, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
             counts[name] = counts.get(name, 0) + IoUMetric.intersect_and_union(
                 torch.from_numpy(result), torch.from_numpy(truth), len(metadata.classes),
@@ -165,7 +169,7 @@ def frame_runner(path: str | Path, precision: str = 'fp32') -> FrameRunner:
     return run
 
 
-def _raw_runner(path: Path, model: nn.Module) -> FrameRunner:
+def _raw_runner(path: Path, model: EncoderDecoder) -> FrameRunner:
     """A file that takes normalised images, which the model's own preprocessor makes."""
     session = import_optional('onnxruntime').InferenceSession(
         path, providers=['CPUExecutionProvider'])

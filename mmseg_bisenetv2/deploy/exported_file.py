@@ -133,7 +133,7 @@ def _read_program(path: Path) -> ReaderResult:
         for name, data in members.items():
             file.writestr(name, data)
     archive.seek(0)
-    return text and text.decode(), lambda: torch.export.load(archive)
+    return None if text is None else text.decode(), lambda: torch.export.load(archive)
 
 
 def _checked_members(path: Path) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -10,8 +11,8 @@ import cv2
 import numpy as np
 from mmcv import rescale_size
 from mmengine.config import Config
-from torch import nn
 
+from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import DATASETS
 
 METADATA_KEY = 'mmseg_bisenetv2'  # in an ONNX file and in an OpenVINO IR
@@ -107,7 +108,8 @@ class ExportMetadata:
             raise ValueError(f'it does not say what it holds ({error}). {advice}') from error
 
     @classmethod
-    def from_model(cls, model: nn.Module, checkpoint: str | Path | None = None) -> Self:
+    def from_model(cls, model: EncoderDecoder,
+                   checkpoint: str | os.PathLike | None = None) -> Self:
         """That of a model which ``mmseg.apis.init_model`` returned.
 
         Args:
@@ -126,15 +128,15 @@ class ExportMetadata:
             palette = default_palette(number)
         resize = _resize_step(_test_pipeline(model.cfg))
         path = Path(checkpoint) if checkpoint else None
-        local = path is not None and path.is_file()
         return cls(
-            classes, tuple(tuple(int(value) for value in colour) for colour in palette),
+            classes, tuple((int(red), int(green), int(blue)) for red, green, blue in palette),
             scale=tuple(resize['scale']) if resize else None,
             keep_ratio=bool(resize.get('keep_ratio', False)) if resize else True,
             align_corners=model.align_corners,
             config=Path(model.cfg.filename).name if model.cfg.filename else None,
             checkpoint=path.name if path else None,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest() if local else None)
+            sha256=(hashlib.sha256(path.read_bytes()).hexdigest()
+                    if path and path.is_file() else None))
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which the network sees an image of that size."""
@@ -193,7 +195,7 @@ def _resize_step(pipeline: list[dict]) -> dict | None:
     return found
 
 
-def _metas(model: nn.Module) -> Iterator[dict]:
+def _metas(model: EncoderDecoder) -> Iterator[dict]:
     """What the checkpoint says of the classes, then the config, then the data set's own."""
     yield getattr(model, 'dataset_meta', None) or {}
     dataset = _test_dataset(model.cfg)

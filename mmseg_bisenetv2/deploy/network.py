@@ -3,7 +3,7 @@
 The model that was trained is not changed: everything here works on a folded copy of it.
 """
 import copy
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from mmseg_bisenetv2.deploy.winograd import WinogradHead, with_winograd
 from mmseg_bisenetv2.models.bisenetv2 import BiSeNetV2
 from mmseg_bisenetv2.models.folding import fold_batch_norm
+
+from mmseg.models.segmentors import EncoderDecoder
 
 
 class FrameNetwork(nn.Module):
@@ -22,7 +24,7 @@ class FrameNetwork(nn.Module):
     mean is subtracted, since their padding is zero.
 
     Args:
-        model: An EncoderDecoder of MMSegmentation or ours, with a BiSeNetV2 of this package.
+        model: MMSegmentation's or ours, with a BiSeNetV2 of this package.
         winograd: A class of :mod:`mmseg_bisenetv2.deploy.winograd`, for a CPU; it replaces the
             head where that is one 3x3 convolution.
 
@@ -31,7 +33,12 @@ class FrameNetwork(nn.Module):
             than 256 classes, or a way to predict of its own.
     """
 
-    def __init__(self, model: nn.Module, winograd: type[WinogradHead] | None = None) -> None:
+    backbone: Any
+    decode_head: Any
+    mean: Tensor
+
+    def __init__(self, model: EncoderDecoder,
+                 winograd: type[WinogradHead] | None = None) -> None:
         super().__init__()
         self.backbone, self.decode_head = _without_training_parts(model)
         first_convs = _first_convs(self.backbone)
@@ -74,7 +81,7 @@ class ImageNetwork(nn.Module):
         model: As for :class:`FrameNetwork`; its images may have any number of channels.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: EncoderDecoder) -> None:
         super().__init__()
         self.backbone, self.decode_head = _without_training_parts(model)
         self.in_channels = _first_convs(self.backbone)[0].in_channels
@@ -84,12 +91,12 @@ class ImageNetwork(nn.Module):
         return self.decode_head(self.backbone(images))
 
 
-def _first_convs(backbone: BiSeNetV2) -> list[nn.Conv2d]:
+def _first_convs(backbone: Any) -> list[nn.Conv2d]:
     """The two convolutions that see the image."""
     return [backbone.detail.detail_branch[0][0].conv, backbone.semantic.stage1.conv_first.conv]
 
 
-def _without_training_parts(model: nn.Module) -> nn.Sequential:
+def _without_training_parts(model: EncoderDecoder) -> nn.Sequential:
     """A folded copy of backbone and decode head.
 
     Raises:
@@ -125,6 +132,8 @@ class LabelNetwork(nn.Module):
         network: What gives the logits.
         align_corners: As in :func:`torch.nn.functional.interpolate`.
     """
+
+    classes: Tensor
 
     def __init__(self, network: FrameNetwork, align_corners: bool = False) -> None:
         super().__init__()

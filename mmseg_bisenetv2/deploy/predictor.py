@@ -97,9 +97,9 @@ class Predictor:
                  precision: str = 'auto', device: str | torch.device | None = None,
                  size: Sequence[int] | None = None, threads: int | None = None) -> None:
         self.device = _device(device)
-        self.size = None if size is None else _positive_integers('size', size, 2)
+        self.size = None if size is None else _height_and_width('size', size)
         if threads is not None:
-            threads, = _positive_integers('threads', threads, 1)
+            threads = _positive_integer('threads', threads)
             torch.set_num_threads(threads)
         if backend not in ('auto', *PRECISIONS):
             raise ValueError(f"backend={backend!r}: expected 'auto' or one of {[*PRECISIONS]}")
@@ -161,7 +161,7 @@ class Predictor:
                   for image in images]
         # PyTorch wants memory that is contiguous and writable; a single picture that is so is not
         # copied.
-        batch = (np.require(frames[0], requirements='CW')[None] if len(frames) == 1 else
+        batch = (np.require(frames[0], requirements=['C', 'W'])[None] if len(frames) == 1 else
                  np.stack(frames))
         rows = AxisTransform(size[0], 0, size[0], False, height)
         columns = AxisTransform(size[1], 0, size[1], False, width)
@@ -200,13 +200,14 @@ class Predictor:
         if (height is None) != (width is None):
             raise ValueError('Expected both of height and width, or neither')
         scale = self.metadata.scale
-        known = self.size or self.metadata.size or (scale and scale[::-1])
-        if height is None and not known:
+        known = self.size or self.metadata.size or (scale and (scale[1], scale[0]))
+        if height is not None:
+            known = _height_and_width('height, width', (height, width))
+        if not known:
             raise ValueError('The network takes pictures of any size: warm_up(height, width)')
-        batch, = _positive_integers('batch', batch, 1)
-        height, width = known if height is None else _positive_integers(
-            'height, width', (height, width), 2)
-        if self.backend == 'torch' and self.device.type == 'cuda':
+        height, width = known
+        batch = _positive_integer('batch', batch)
+        if isinstance(self.runtime, TorchRuntime) and self.device.type == 'cuda':
             self.runtime.compile(np.zeros((1 if self._one_at_a_time else batch,
                                            *self._network_size(height, width), 3), np.uint8))
         for _ in range(2):  # The CUDA graph of a size is recorded when the size comes again.
@@ -337,13 +338,18 @@ def _choose_precision(options: Options, backend: str, possible: tuple[str, ...])
     return options.precision
 
 
-def _positive_integers(name: str, value: Any, number: int) -> tuple[int, ...]:
-    found = (value, ) if np.ndim(value) == 0 else tuple(value)
-    if len(found) != number or not all(
-            isinstance(item, (int, np.integer)) and item > 0 for item in found):
-        expected = {1: 'a whole number', 2: '(height, width), whole numbers'}[number]
-        raise ValueError(f'{name}={value!r}: expected {expected} from 1')
-    return tuple(map(int, found))
+def _positive_integer(name: str, value: Any) -> int:
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f'{name}={value!r}: expected a whole number from 1')
+    return int(value)
+
+
+def _height_and_width(name: str, value: Any) -> tuple[int, int]:
+    found = () if np.ndim(value) == 0 else tuple(value)
+    if len(found) != 2 or not all(
+            isinstance(side, (int, np.integer)) and side > 0 for side in found):
+        raise ValueError(f'{name}={value!r}: expected (height, width), whole numbers from 1')
+    return int(found[0]), int(found[1])
 
 
 def _indices_by_shape(images: list[np.ndarray]) -> Iterable[list[int]]:

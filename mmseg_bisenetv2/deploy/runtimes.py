@@ -10,7 +10,6 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -52,7 +51,7 @@ def bf16_is_faster() -> bool:
     if not cpu_has_bf16():
         return False
     image, kernel = torch.ones(1, 128, 32, 64), torch.ones(128, 128, 3, 3)
-    seconds = {torch.float32: [], torch.bfloat16: []}
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # On a busy machine several threads would wait for each other.
     for _ in range(5):
@@ -80,7 +79,7 @@ class TorchRuntime:
 
     def __init__(self, network: nn.Module | ExportedProgram, device: torch.device) -> None:
         self.device = device
-        self.network: Callable = (ProgramLogits(move_to_device_pass(network, str(device)))
+        self.network: Any = (ProgramLogits(move_to_device_pass(network, str(device)))
                                   if isinstance(network, ExportedProgram) else network.to(device))
         self.compiled = False
 
@@ -134,8 +133,8 @@ class ProgramLogits(nn.Module):
         super().__init__()
         self.module = module = program.module()
         output = module.graph.output_node()
-        _, logits = output.args[0]
-        output.args = ((logits, logits), )
+        labels_and_logits: Any = output.args[0]
+        output.args = ((labels_and_logits[1], ) * 2, )
         for node in reversed(module.graph.nodes):
             if node.target == torch.ops.aten._assert_tensor_metadata.default and not node.users:
                 module.graph.erase_node(node)
@@ -200,7 +199,7 @@ class OpenVINORuntime:
             if shape not in self.compiled:
                 self.compiled[shape] = self.openvino.Core().compile_model(
                     self._reshaped(shape), 'CPU', self.config)
-        own = self.requests.__dict__  # A request serves one thread at a time.
+        own: dict[Any, Any] = self.requests.__dict__  # A request serves one thread at a time.
         if shape not in own:
             own[shape] = self.compiled[shape].create_infer_request()
         result = own[shape].infer([frames], share_inputs=True)

@@ -35,9 +35,13 @@ class WinogradHead(nn.Module):
         head: An FCNHead with BatchNorm folded, see :func:`with_winograd`.
     """
 
+    kernel: Tensor
+    input: Tensor
+    output: Tensor
+    bias: Tensor
     TILES = 128  # How many are computed at a time; at least one row of them.
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: MMSegFCNHead) -> None:
         super().__init__()
         conv = head.convs[0].conv
         kernel = torch.einsum('ui,vj,ocij->uvco', KERNEL, KERNEL, conv.weight.double())
@@ -99,9 +103,10 @@ class OpenVINOWinogradHead(WinogradHead):
         starts = [[u // 4 * columns + v // 4 for u in range(6)] for v in range(6)]
         tiles = [[x[u % 4, v % 4, :, start:start + rows * columns]
                   for u, start in enumerate(column)] for v, column in enumerate(starts)]
-        tiles = zip(*(_transform_input(*column) for column in tiles), strict=True)
-        tiles = [tile for row in tiles for tile in _transform_input(*row)]  # 36 of (N, tiles, C)
-        products = [tile @ kernel for tile, kernel in zip(tiles, self.kernel, strict=True)]
+        rows_of_tiles = zip(*(_transform_input(*column) for column in tiles), strict=True)
+        inputs = [tile for row in rows_of_tiles for tile in _transform_input(*row)]
+        # 36 products of (N, tiles, C) and (C, channels)
+        products = [tile @ kernel for tile, kernel in zip(inputs, self.kernel, strict=True)]
         logits = self._classify(torch.stack(products)).unflatten(3, (rows, columns))
         logits = logits.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
         return logits[:, :height, :width].permute(0, 3, 1, 2)
@@ -133,7 +138,8 @@ def _transform_output(m0: Tensor, m1: Tensor, m2: Tensor, m3: Tensor, m4: Tensor
     return m0 + even + even2, odd + 2 * odd2, even + 4 * even2, odd + 8 * odd2 + m5
 
 
-def with_winograd(head: nn.Module, kind: type[WinogradHead] = WinogradHead) -> nn.Module:
+def with_winograd(head: MMSegFCNHead,
+                  kind: type[WinogradHead] = WinogradHead) -> MMSegFCNHead | WinogradHead:
     """The head as a :class:`WinogradHead` where it is one 3x3 convolution, else itself.
 
     Args:
