@@ -14,7 +14,6 @@ import json
 import os
 import pickle
 import random
-import resource
 import signal
 import sys
 import time
@@ -113,6 +112,19 @@ def pickled(value):
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
+
+
+def older_members(folder):
+    """The same network as PyTorch 2.7 wrote it."""
+    members, program = pt2_members(folder), torch.export.load(folder / 'net.pt2')
+    version = json.loads(members[PROGRAM])['schema_version']
+    inputs = (torch.zeros(1, *SIZE, 3, dtype=torch.uint8), ), {}
+    return {'version': f'{version["major"]}.{version["minor"]}',
+            'serialized_exported_program.json': members[PROGRAM],
+            'serialized_state_dict.pt': pickled(dict(program.state_dict)),
+            'serialized_constants.pt': pickled(dict(program.constants)),
+            'serialized_example_inputs.pt': pickled(inputs),
+            f'extra_files/{METADATA_FILE}': members[f'net/extra/{METADATA_FILE}']}
 
 
 def programs():
@@ -222,6 +234,7 @@ def pt2_cases(folder):
         yield '.pt2, inflation', lambda path, b=big: write_pt2(
             path, b.items(), zipfile.ZIP_DEFLATED)
     yield '.pt2, honest', lambda path: write_pt2(path, members.items())
+    yield '.pt2, honest', lambda path: write_pt2(path, older_members(folder).items())
     yield '.pt2, honest', lambda path: write_pt2(path, pt2_members(folder, 'any.pt2').items())
 
 
@@ -356,10 +369,8 @@ def in_process(work, limit=4 * SECONDS):
     """Runs a function in a process of its own.
 
     Returns:
-        What it returned, text; seconds; megabytes at most beyond those of this process.
+        What it returned, text; seconds; megabytes at most, those it began with included.
     """
-    with open('/proc/self/statm') as file:  # which a child begins with
-        before = int(file.read().split()[1]) * resource.getpagesize() / 1e6
     reading, writing = os.pipe()
     start = time.perf_counter()
     child = os.fork()
@@ -381,7 +392,7 @@ def in_process(work, limit=4 * SECONDS):
     _, status, usage = os.wait4(child, 0)
     if os.WIFSIGNALED(status):
         answer = f'killed by {signal.Signals(os.WTERMSIG(status)).name}'
-    return answer, time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6 - before
+    return answer, time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6
 
 
 def open_and_predict(path):
@@ -412,18 +423,20 @@ def run(folder, every=1):
     assert answer == 'written', answer
     makers = (metadata_cases, pt2_cases, protobuf_cases, ir_cases, damaged_cases)
     cases = [case for maker in makers for case in maker(folder)][::every]
+    idle = in_process(lambda: '')[2]  # megabytes of the libraries, before any file is opened
     for number, (kind, write) in enumerate(cases):
         path = folder / f'crafted{number}' / f'net{kind.split(",")[0]}'
         path.parent.mkdir()
         made, _, _ = in_process(lambda path=path, write=write: write(path) or 'written')
         before = sorted(folder.rglob('*'))
-        outcome = in_process(lambda path=path: open_and_predict(path))
-        wrong = made if made != 'written' else judge(*outcome, folder)
+        answer, seconds, megabytes = in_process(lambda path=path: open_and_predict(path))
+        megabytes -= idle
+        wrong = made if made != 'written' else judge(answer, seconds, megabytes, folder)
         if sorted(folder.rglob('*')) != before:
             wrong = wrong or 'wrote or deleted files'
         for file in path.parent.iterdir():  # 300 MB of zeros, some of them
             file.unlink()
-        yield kind, number, *outcome, wrong
+        yield kind, number, answer, seconds, megabytes, wrong
 
 
 def main():

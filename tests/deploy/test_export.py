@@ -1,9 +1,11 @@
 import dataclasses
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -220,54 +222,65 @@ def test_foreign_onnx_file(tmp_path):
         Predictor(tmp_path / 'a.onnx', device='cpu')
 
 
-def run(*arguments, ok=True):
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', *map(str, arguments)], cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert (result.returncode == 0) == ok, result.stdout
-    return result.stdout
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs tools/export.py in this process, since a new one takes seconds to import PyTorch."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))  # as Python does for a script
+
+    def run(*arguments, ok=True):
+        monkeypatch.setattr(sys, 'argv', ['export.py', *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / 'tools/export.py'), run_name='__main__')
+        except SystemExit as error:
+            code = error.code or 0
+        said = capsys.readouterr()
+        text = f'{said.out}{said.err}{code}'
+        assert (code == 0) == ok, text
+        return text
+
+    return run
 
 
-def test_tool(files, tmp_path):
-    import cv2
+def test_tool(run, files, tmp_path):
     for i in range(2):
         cv2.imwrite(str(tmp_path / f'{i}.png'), PICTURES[i])
     (tmp_path / 'drive.mp4').write_bytes(b'no picture')
-    out = run('tools/export.py', *files, tmp_path / 'net.xml', '--images', tmp_path)
+    out = run(*files, tmp_path / 'net.xml', '--images', tmp_path)
     assert 'on 2 pictures: ' in out and (tmp_path / 'net.bin').exists()
-    out = run('tools/export.py', *files, tmp_path / 'q.xml', '--images', tmp_path / '*.png',
+    out = run(*files, tmp_path / 'q.xml', '--images', tmp_path / '*.png',
               '--precision', 'int8', '--calibrate', tmp_path / '*.png',
               '--min-agreement', 100.1, ok=False)
-    assert 'It was not written' in out and 'Traceback' not in out
+    assert 'It was not written' in out
     assert not (tmp_path / 'q.xml').exists()
-    out = run('tools/export.py', *files, tmp_path / 'a.engine', ok=False)
-    assert 'trtexec' in out and 'Traceback' not in out
-    out = run('tools/export.py', files[0], tmp_path / '0.png', tmp_path / 'b.onnx', ok=False)
-    assert '0.png' in out and 'Traceback' not in out
+    out = run(*files, tmp_path / 'a.engine', ok=False)
+    assert 'trtexec' in out
+    out = run(files[0], tmp_path / '0.png', tmp_path / 'b.onnx', ok=False)
+    assert '0.png' in out
 
 
-def test_tool_says_at_which_size_the_config_tests(tmp_path):
+def test_tool_says_at_which_size_the_config_tests(run, tmp_path):
     files = write(tmp_path, [dict(type='Resize', scale=(96, 64), keep_ratio=True)])
-    out = run('tools/export.py', *files, tmp_path / 'any.onnx')
+    out = run(*files, tmp_path / 'any.onnx')
     assert 'The config tests at 64x96. Predictor resizes to it' in out
-    out = run('tools/export.py', *files, tmp_path / 'one.onnx', '--size', 40, 60)
+    out = run(*files, tmp_path / 'one.onnx', '--size', 40, 60)
     assert 'The config tests at 64x96. This file sees 40x60' in out
-    out = run('tools/export.py', *files, tmp_path / 'none.onnx', '--size', 0, 60, ok=False)
+    out = run(*files, tmp_path / 'none.onnx', '--size', 0, 60, ok=False)
     assert '0 is less than 1' in out
-    out = run('tools/export.py', files[0], tmp_path / 'no.pth', tmp_path / 'a.onnx', ok=False)
-    assert 'no.pth' in out and 'Traceback' not in out
+    out = run(files[0], tmp_path / 'no.pth', tmp_path / 'a.onnx', ok=False)
+    assert 'no.pth' in out
 
 
-def test_tool_names_what_cannot_be_exported(tmp_path):
+def test_tool_names_what_cannot_be_exported(run, tmp_path):
     config, checkpoint = write(tmp_path)
     with open(config, 'a') as file:
         file.write("model['test_cfg'] = dict(mode='slide', crop_size=(32, 32), stride=(16, 16))")
-    out = run('tools/export.py', config, checkpoint, tmp_path / 'a.onnx', ok=False)
-    assert 'expected whole images' in out and 'Traceback' not in out
+    out = run(config, checkpoint, tmp_path / 'a.onnx', ok=False)
+    assert 'expected whole images' in out
     with open(config, 'a') as file:
         file.write("\ntest_pipeline = [dict(type='Resize', scale_factor=2.0)]")
-    out = run('tools/export.py', config, checkpoint, tmp_path / 'a.onnx', ok=False)
-    assert 'expected one Resize' in out and 'Traceback' not in out
+    out = run(config, checkpoint, tmp_path / 'a.onnx', ok=False)
+    assert 'expected one Resize' in out
 
 
 def test_readme_examples_need_nothing_of_this_package(model, metadata, tmp_path):
@@ -275,7 +288,6 @@ def test_readme_examples_need_nothing_of_this_package(model, metadata, tmp_path)
         r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
         if 'import onnxruntime' in block or 'import openvino' in block]
     assert len(blocks) == 2
-    import cv2
     cv2.imwrite(str(tmp_path / 'street.png'), PICTURES[0])
     for suffix, block in zip(('.onnx', '.xml'), blocks, strict=True):
         export_and_verify(model, metadata, tmp_path / f'bisenetv2{suffix}', PICTURES[:1])
