@@ -63,8 +63,9 @@ ATEN = set('''
 NAME, PATH = re.compile(r'\w*', re.ASCII), re.compile(r'[\w.+]*', re.ASCII)
 PATH_KEYS = {'fqn', 'target', 'parameter_name', 'buffer_name', 'tensor_constant_name',
              'torch_version'}
-EXPRESSION_NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.operator, ast.unaryop,
-                    ast.cmpop, ast.Load, ast.keyword)
+# Powers and shifts are not among them: a few characters of those make numbers that fill the memory.
+EXPRESSION_NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Add, ast.Sub, ast.Mult,
+                    ast.FloorDiv, ast.Mod, ast.USub, ast.cmpop, ast.Load, ast.keyword)
 FUNCTIONS = {'Symbol', 'Integer', 'Add', 'Mul', 'FloorDiv', 'CeilDiv', 'Mod', 'PythonMod', 'Max',
              'Min'}
 SYMBOL = re.compile(r'[su]\d+')
@@ -101,13 +102,20 @@ def read_exported_file(path: str | Path) -> tuple[ExportMetadata, Any]:
 
 def short_reason(error: Exception) -> str:
     """What an exception of another library says, in one line."""
-    return (' '.join(str(error).split()) or type(error).__name__)[:400]
+    text = ' '.join(str(error).split())
+    return (text if ' ' in text else f'{type(error).__name__} {text}')[:400]
 
 
 def _read_onnx(path: Path) -> ReaderResult:
     model = import_optional('onnx').load(path, load_external_data=False)
-    if model.functions or any(tensor.external_data for tensor in model.graph.initializer):
-        raise ValueError('it has functions, or weights in other files')
+    attributes = [item for node in model.graph.node for item in node.attribute]
+    tensors = [*model.graph.initializer, *(item.t for item in attributes)]
+    if any(tensor.data_location or tensor.external_data for tensor in tensors):
+        raise ValueError('it has weights in other files')
+    if model.functions or model.graph.sparse_initializer or any(
+            item.HasField('g') or item.graphs or item.tensors or item.HasField('sparse_tensor')
+            for item in attributes):
+        raise ValueError('it has functions or sparse weights, which no exported network has')
     _refuse_operators(node.op_type for node in model.graph.node)
     text = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
     return text, lambda: model
@@ -238,6 +246,6 @@ def _check_expression(text: str) -> None:
         elif isinstance(node, ast.Name):
             good = node.id in FUNCTIONS or SYMBOL.fullmatch(node.id)
         else:
-            good = isinstance(node, EXPRESSION_NODES) and not isinstance(node, ast.Pow)
+            good = isinstance(node, EXPRESSION_NODES)
         if not good:
             raise ValueError(f'its program has the expression {text[:80]!r}')

@@ -155,7 +155,8 @@ def programs():
         yield 'guards', lambda p, text=text: p.update(guards_code=[text])
     for text in (HARM, f'Integer({HARM} or 1)', f'Symbol("s0") + len([{HARM}])',
                  '(lambda: 1)()', 'Integer.__class__', '().__class__.__bases__[0]',
-                 f'f"{{{HARM}}}"', '9**9**9**9', 'Integer(9)**Integer(10)**Integer(10)',
+                 f'f"{{{HARM}}}"', '9**9**9**9', '9^9^9^9', '1 << 10**12',
+                 'Integer(9)**Integer(10)**Integer(10)',
                  '(' * 300 + '1' + ')' * 300, '-' * 90_000 + '1', 'Symbol("__import__")',
                  '1 if 1 else 2', f'Symbol("s0", positive={HARM})', '9' * 30, 'exit()', '',
                  'factorial(10**8)'):
@@ -256,6 +257,10 @@ def protobuf_cases(folder):
         tensor.data_location = onnx.TensorProto.EXTERNAL
         tensor.external_data.add(key='location', value='../../../etc/passwd')
 
+    elsewhere = onnx.TensorProto(
+        dims=[9], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+    elsewhere.external_data.add(key='location', value='../../../etc/passwd')
+
     def replaced(name, value):
         def change(model):
             for node in model.graph.node:
@@ -272,6 +277,7 @@ def protobuf_cases(folder):
             graph_node('If', ['frames'], ['x'], then_branch=body, else_branch=body),
             graph_node('RandomNormal', [], ['x'], shape=[10**5, 10**5]),
             graph_node('NoSuchOperator', ['frames'], ['x']), external,
+            graph_node('Constant', [], ['x'], value=elsewhere),
             graph_node('Custom', ['frames'], ['x'], domain='com.microsoft'),
             replaced('logits', 'other'), replaced('frames', 'other'),
             lambda m: m.graph.initializer[0].dims.append(7),
