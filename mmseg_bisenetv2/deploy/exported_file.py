@@ -19,6 +19,7 @@ import ast
 import io
 import json
 import math
+import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable
@@ -151,14 +152,13 @@ def _checked_members(path: Path) -> dict[str, bytes]:
         size, content = path.stat().st_size, sum(entry.file_size for entry in entries)
         if content > MAX_INFLATION * size:
             raise ValueError(f'{size} bytes claim to hold {content}')
-        members = {entry.filename: archive.read(entry) for entry in entries}
+        # All members stand in a folder, whose name is that of the file as it was written. PyTorch
+        # 2.7 had no such folder.
+        folder = '' if 'version' in archive.namelist() else 'model/'
+        members = {entry.filename.partition('/')[2] if folder else entry.filename:
+                   archive.read(entry) for entry in entries}
     if len({name.casefold() for name in members}) != len(entries):
         raise ValueError('members of its archive have the same name, in upper or lower case')
-    # All members stand in a folder, whose name is that of the file as it was written. PyTorch 2.7
-    # had no such folder.
-    folder = '' if 'version' in members else 'model/'
-    if folder:
-        members = {name.partition('/')[2]: data for name, data in members.items()}
     sizes = {name: len(data) for name, data in members.items()}
     return {folder + name: _checked_member(name, data, sizes) for name, data in members.items()}
 
@@ -175,7 +175,10 @@ def _checked_member(name: str, data: bytes, sizes: dict[str, int]) -> bytes:
             if not 0 <= numel <= sizes[f'{folder}/{entry["path_name"]}']:
                 raise ValueError(f'a tensor of {entry["path_name"]} is larger than its bytes')
     elif name in PICKLES:
-        torch.load(io.BytesIO(data), weights_only=True)
+        try:
+            torch.load(io.BytesIO(data), weights_only=True)
+        except pickle.UnpicklingError:  # Its text advises to load with weights_only=False.
+            raise ValueError(f'{name} holds more than tensors') from None
     elif name == EXAMPLE_INPUTS:
         return b''  # Nobody needs them.
     elif name not in METADATA | MARKS and not TENSORS.fullmatch(name):
