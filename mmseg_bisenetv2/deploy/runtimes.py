@@ -197,8 +197,7 @@ class OpenVINORuntime:
             if shape not in self.compiled and len(self.compiled) >= self.MAX_SIZES:
                 shape = (-1, -1, -1, 3)
             if shape not in self.compiled:
-                self.compiled[shape] = self.openvino.Core().compile_model(
-                    self._reshaped(shape), 'CPU', self.config)
+                self.compiled[shape] = self._compile(shape)
         own: dict[Any, Any] = self.requests.__dict__  # A request serves one thread at a time.
         if shape not in own:
             own[shape] = self.compiled[shape].create_infer_request()
@@ -206,13 +205,16 @@ class OpenVINORuntime:
         return torch.from_numpy(result[0])
 
     def logits_shape(self, frames_shape: Shape) -> Shape:
-        """See the module."""
-        return tuple(self._reshaped(frames_shape).output(0).get_shape())
+        """See the module. Compiles the model, since OpenVINO notices some damages only then."""
+        compiled = self._compile(frames_shape)
+        if not self.model.is_dynamic():
+            self.compiled[frames_shape] = compiled
+        return tuple(compiled.output(0).get_shape())
 
-    def _reshaped(self, shape: Shape) -> Any:
+    def _compile(self, shape: Shape) -> Any:
         model = self.model.clone()
         model.reshape(list(shape))
-        return model
+        return self.openvino.Core().compile_model(model, 'CPU', self.config)
 
 
 def only_logits(model: Any) -> Any:
