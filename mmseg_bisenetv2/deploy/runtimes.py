@@ -266,10 +266,12 @@ class ONNXRuntimeRuntime:
 
     def logits_shape(self, frames_shape: Shape) -> Shape:
         """See the module."""
-        taken = self.session.get_inputs()[0].shape  # A name stands for what may be any.
-        if len(taken) != len(frames_shape) or any(
+        frames = self.session.get_inputs()[0]
+        taken = frames.shape  # A name stands for what may be any.
+        if frames.type != 'tensor(uint8)' or len(taken) != len(frames_shape) or any(
                 isinstance(side, int) and side != given
                 for side, given in zip(taken, frames_shape, strict=True)):
-            raise ValueError(f'it takes no frames {frames_shape}, but {taken}')
+            raise ValueError(f'it takes no frames {frames_shape} of uint8, but {taken} of '
+                             f'{frames.type}')
         return tuple(side if isinstance(side, int) else -1
                      for side in self.session.get_outputs()[0].shape)
