@@ -185,5 +185,19 @@ def amp_wrapper_on_cpu() -> Iterator[None]:
         yield
 
 
+def cpu_has_bf16() -> bool:
+    """Whether the processor has instructions that multiply BF16: AVX-512 BF16 or AMX.
+
+    ``torch.cpu.get_capabilities`` is public, but younger than PyTorch 2.7. Before it two private
+    functions are asked. Where there is neither, the answer is False: FP32 is used, which is slower
+    on such a processor but right.
+    """
+    if hasattr(torch.cpu, 'get_capabilities'):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get('avx512_bf16') or found.get('amx_bf16'))
+    return any(getattr(torch.cpu, name, bool)()
+               for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+
+
 provide_mmcv_extension()
 allow_mmengine_checkpoints()

@@ -15,6 +15,7 @@ from mmseg_bisenetv2.compat import (
     MissingOpError,
     amp_wrapper_on_cpu,
     copy_without_blocking,
+    cpu_has_bf16,
     has_forward_hooks,
     with_source,
 )
@@ -180,3 +181,22 @@ def test_amp_wrapper_is_built_on_a_cpu_and_mmengine_keeps_refusing():
     assert wrapper.loss_scaler.get_scale() == 65536
     with pytest.raises(AssertionError, match='only available training on gpu'):
         AmpOptimWrapper(optimizer=optimizer)
+
+
+@pytest.mark.parametrize('capabilities, expected', [
+    (dict(avx512_bf16=True), True), (dict(amx_bf16=True), True), (dict(avx2=True), False),
+    ({}, False)])
+def test_bf16_by_the_public_function(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
+    assert cpu_has_bf16() is expected
+
+
+@pytest.mark.parametrize('names, expected', [
+    (['_is_avx512_bf16_supported', '_is_amx_tile_supported'], True), ([], False)])
+def test_bf16_where_the_public_function_is_not_there(monkeypatch, names, expected):
+    monkeypatch.delattr(torch.cpu, 'get_capabilities', raising=False)
+    for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    for name in names:
+        monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
+    assert cpu_has_bf16() is expected

@@ -13,8 +13,11 @@ import dataclasses
 import glob
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from _arguments import positive
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
 from mmseg_bisenetv2.checkpoints import CheckpointError
@@ -26,7 +29,7 @@ from mmseg.apis import init_model
 from mmseg.registry import DATASETS
 
 
-def pictures(patterns, number=None):
+def pictures(patterns: Sequence[str]) -> list[str]:
     """The files behind names, folders and patterns."""
     names = []
     for pattern in patterns:
@@ -37,20 +40,18 @@ def pictures(patterns, number=None):
         if not found:
             raise SystemExit(f'No picture {pattern}')
         names += found
-    if number and len(names) > number:  # spread over all of them
-        names = [names[i] for i in np.linspace(0, len(names) - 1, number).round().astype(int)]
     return names
 
 
-def positive(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text} is less than 1')
-    return int(text)
+def spread(items: Sequence[Any], number: int) -> list[Any]:
+    """At most ``number`` of the items, evenly spread over all of them."""
+    indices = np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int)
+    return [items[i] for i in indices]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
-        metadata=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument('out', help='ends in .onnx, .xml (OpenVINO) or .pt2 (torch.export)')
@@ -67,7 +68,7 @@ def main():
                           help='compare on N images of the config\'s validation set, with mIoU')
     parser.add_argument('--calibrate', nargs='+', default=[], metavar='PICTURE',
                         help='to quantise with; other pictures than those to compare on')
-    parser.add_argument('--calibrate-number', type=int, default=64, metavar='N',
+    parser.add_argument('--calibrate-number', type=positive, default=64, metavar='N',
                         help='how many of these; default: %(default)s')
     parser.add_argument('--min-agreement', type=float, metavar='PERCENT',
                         help='of labels with PyTorch FP32; default: 99.9, BF16 99, INT8 98')
@@ -80,8 +81,9 @@ def main():
                      'a TensorRT engine is made from the .onnx by trtexec')
     if args.precision == 'int8' and not args.calibrate:
         parser.error("--precision int8 needs --calibrate 'train/*.png'")
-    calibration = pictures(args.calibrate, args.calibrate_number)
-    images, truths = pictures(args.images or []), None
+    calibration = spread(pictures(args.calibrate), args.calibrate_number)
+    images: list[Any] = pictures(args.images or [])
+    truths = None
     try:
         model = init_model(args.config, args.checkpoint, device='cpu')
         metadata = dataclasses.replace(
@@ -91,7 +93,7 @@ def main():
     what = 'pictures'
     if args.val:
         dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
-        chosen = np.linspace(0, len(dataset) - 1, min(args.val, len(dataset))).round().astype(int)
+        chosen = spread(range(len(dataset)), args.val)
         images = [dataset.get_data_info(i)['img_path'] for i in chosen]
         truths = [dataset[i]['data_samples'].gt_sem_seg.data[0].numpy() for i in chosen]
     elif not images:

@@ -7,8 +7,10 @@ convolutions, as papers state them.
 """
 import argparse
 import logging
+import sys
 
 import torch
+from _arguments import positive
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 
@@ -18,17 +20,20 @@ from mmseg_bisenetv2.deploy.network import ImageNetwork
 from mmseg.apis import init_model
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
-    parser.add_argument('--size', type=int, nargs=2, default=(512, 1024), metavar=('H', 'W'),
+    parser.add_argument('--size', type=positive, nargs=2, default=(512, 1024), metavar=('H', 'W'),
                         help='default: 512 1024')
     args = parser.parse_args()
-    model = init_model(Config.fromfile(args.config), device='cpu')
-    network = ImageNetwork(model)
+    try:
+        model = init_model(Config.fromfile(args.config), device='cpu')
+        network = ImageNetwork(model)
+    except (OSError, KeyError, SyntaxError, TypeError, ValueError) as error:
+        sys.exit(f'{args.config}: {error}')
     logging.getLogger('mmengine').setLevel(logging.ERROR)
-    analysis = FlopAnalyzer(network, (torch.zeros(1, 3, *args.size), ))
+    analysis = FlopAnalyzer(network, (torch.zeros(1, network.in_channels, *args.size), ))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     gmac = analysis.by_operator()['conv'] / 1e9
     parts = analysis.by_module_and_operator()

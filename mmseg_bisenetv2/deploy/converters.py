@@ -1,65 +1,66 @@
-"""Files for other runtimes, each run at once in its runtime and compared with PyTorch."""
+"""Conversion to ONNX, OpenVINO (also quantised to INT8) and torch.export, and writing the files."""
 import contextlib
 import io
-import json
 import logging
 import warnings
-import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from mmseg_bisenetv2.deploy.metadata import FILE, KEY, ExportMetadata
-from mmseg_bisenetv2.deploy.network import LabelNetwork
+from mmseg_bisenetv2.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata
+from mmseg_bisenetv2.deploy.network import FrameNetwork, ImageNetwork, LabelNetwork
 from mmseg_bisenetv2.deploy.runtimes import import_optional
 
 OPSET = 18
-TRACED_SIZE = (96, 160)  # of a dynamic graph: any will do
-# 7 % of the multiplications stay as they are. The first convolution would pass on what quantising
-# the image loses; in the semantic branch every addition and multiplication would quantise once
-# more. Quantised too, the first costs 0.4 to 0.8 % of the labels, a stage of the branch 0.4 to 6 %,
-# and each gives 5 % of the time at best. The aggregation's AvgPool must not be in INT8 at all:
-# OpenVINO (2026.4) then pads it with the integer 0, which is not the number 0 in an asymmetric
-# range; wrong borders, and 6 % of the labels lost at 480x360.
+Size = tuple[int, int] | None  # (height, width) of the frames; None: any size, and any batch
+TRACED_SIZE = (96, 160)  # with which a graph for any size is traced: any will do
+# These layers, 7 % of the multiplications, stay in floating point. The first convolution would pass
+# on what quantising the image loses, and in the semantic branch every addition and multiplication
+# would be quantised once more. Quantising the first costs 0.4 to 0.8 % of the labels, quantising a
+# stage of the branch 0.4 to 6 %, and each saves 5 % of the time at best. The aggregation's AvgPool
+# must not be in INT8 at all: OpenVINO (2026.4) then pads it with the integer 0, which does not
+# stand for the number 0 in an asymmetric range. The borders are then wrong, and 6 % of the labels
+# are lost at 480x360.
 NOT_QUANTISED = [r'.*backbone\.detail\.detail_branch\.0\.0\..*',
                  r'.*backbone\.semantic\..*',
                  r'.*backbone\.bga(?!\.(conv|detail_down\.0)\.).*']
-# The share of a picture's activations that its range leaves out, at either end. Ranges up to the
-# extremes keep 97.8 % of FP32's labels on pictures of CamVid, for a network trained on RUGD, these
-# 98.3 (99.2 and 99.3 on a picture of RUGD); ten times as much 97.9 and 98.6.
+# The share of a picture's activations, at either end, that the range of an INT8 layer leaves out.
+# On pictures of CamVid, with a network trained on RUGD, this keeps 98.3 % of FP32's labels; ranges
+# that reach to the extremes keep 97.8 %, and ten times this share keeps 97.9 %. On a picture of
+# RUGD the three keep 99.3, 99.2 and 98.6 %.
 OUTLIERS = 5e-5
 
 
-def example(size):
+def example_frames(size: Size) -> Tensor:
     """Frames (1, H, W, 3) to trace with."""
     return torch.zeros(1, *(size or TRACED_SIZE), 3, dtype=torch.uint8)
 
 
-def onnx_model(network, metadata, size=None):
+def onnx_model(network: FrameNetwork, metadata: ExportMetadata, size: Size = None) -> Any:
     """An ONNX model: 'frames' (N, H, W, 3) uint8 BGR -> 'labels' (N, H, W) uint8.
 
     Args:
-        network (FrameNetwork): In float32.
-        metadata (ExportMetadata): Goes into its metadata.
-        size (tuple, optional): (height, width) of the frames; any by default, N too.
+        network: In float32.
+        metadata: Goes into the model's metadata.
+        size: (height, width) of the frames; any by default, N too.
 
     Returns:
-        onnx.ModelProto: With a tensor 'logits' (N, C, H/8, W/8) inside.
+        An ``onnx.ModelProto`` with a tensor 'logits' (N, C, H/8, W/8) inside.
     """
     return _to_onnx(
-        LabelNetwork(network, metadata.align_corners), example(size), metadata,
+        LabelNetwork(network, metadata.align_corners), example_frames(size), metadata,
         inputs=dict(frames={0: 'n', 1: 'height', 2: 'width'}), outputs=['labels', 'logits'],
         dynamic=size is None)
 
 
-def raw_onnx_model(network, metadata, size=None):
+def raw_onnx_model(network: ImageNetwork, metadata: ExportMetadata, size: Size = None) -> Any:
     """An ONNX model: 'images' (N, 3, H, W) normalised float32 -> 'logits' (N, C, H/8, W/8).
 
-    Args:
-        network (ImageNetwork): In float32.
-        metadata (ExportMetadata): Goes into its metadata.
-        size (tuple, optional): (height, width) of the images; any by default, N too.
+    The arguments are those of :func:`onnx_model`.
     """
     return _to_onnx(
         network, torch.zeros(1, 3, *(size or TRACED_SIZE)), metadata,
@@ -67,7 +68,8 @@ def raw_onnx_model(network, metadata, size=None):
         dynamic=size is None)
 
 
-def _to_onnx(network, sample, metadata, inputs, outputs, dynamic):
+def _to_onnx(network: nn.Module, sample: Tensor, metadata: ExportMetadata, inputs: dict,
+             outputs: list[str], dynamic: bool) -> Any:
     onnx = import_optional('onnx')
     import_optional('onnxscript')
     with _quiet():
@@ -75,21 +77,22 @@ def _to_onnx(network, sample, metadata, inputs, outputs, dynamic):
             network.eval(), (sample, ), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=list(inputs), output_names=outputs,
             dynamic_shapes=tuple(inputs.values()) if dynamic else None)
+    assert program is not None  # It is None where a file is written.
     model = program.model_proto
-    for output in list(model.graph.output)[1:]:  # stays inside, by its name
+    for output in list(model.graph.output)[1:]:  # The logits stay inside, under their name.
         model.graph.output.remove(output)
-    for node in model.graph.node:  # where each came from in Python: half of the text of the file
+    for node in model.graph.node:  # Notes on the Python source are half of the file's text.
         del node.metadata_props[:]
         node.doc_string = ''
     entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, metadata.to_json()
+    entry.key, entry.value = METADATA_KEY, metadata.to_json()
     onnx.checker.check_model(model)
     return model
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Without the exporter's notes on operators that nothing here uses."""
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's notes on operators that nothing here uses."""
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -101,33 +104,27 @@ def _quiet():
         logger.setLevel(level)
 
 
-def openvino_model(network, metadata, size=None):
-    """An OpenVINO model: 'frames' (N, H, W, 3) uint8 BGR -> 'labels' (N, H, W) uint8.
+def openvino_model(network: FrameNetwork, metadata: ExportMetadata, size: Size = None) -> Any:
+    """An ``openvino.Model``: 'frames' (N, H, W, 3) uint8 BGR -> 'labels' (N, H, W) uint8.
 
-    Args:
-        network (FrameNetwork): In float32.
-        metadata (ExportMetadata): Goes into its rt_info.
-        size (tuple, optional): (height, width) of the frames; any by default, N too.
-
-    Returns:
-        openvino.Model: With a tensor 'logits' (N, C, H/8, W/8) inside.
+    The arguments are those of :func:`onnx_model`. It has a tensor 'logits' (N, C, H/8, W/8) inside.
     """
     return with_labels(openvino_logits(network, size), metadata)
 
 
-def openvino_logits(network, size=None):
+def openvino_logits(network: FrameNetwork, size: Size = None) -> Any:
     """The part of :func:`openvino_model` up to the logits, which alone is quantised."""
     openvino = import_optional('openvino')
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of the tracer: constants that are constant indeed
-        model = openvino.convert_model(network.eval(), example_input=example(size))
+        warnings.simplefilter('ignore')  # The tracer warns of constants that are really constant.
+        model = openvino.convert_model(network.eval(), example_input=example_frames(size))
     model.reshape([1, *size, 3] if size else [-1, -1, -1, 3])
     model.input(0).set_names({'frames'})
     model.output(0).set_names({'logits'})
     return model
 
 
-def with_labels(model, metadata):
+def with_labels(model: Any, metadata: ExportMetadata) -> Any:
     """Appends resizing and argmax to an OpenVINO model that gives logits; see LabelNetwork."""
     openvino = import_optional('openvino')
     ops = import_optional('openvino.opset13')
@@ -145,32 +142,34 @@ def with_labels(model, metadata):
     logits.get_tensor().set_names({'logits'})
     result = openvino.Model([labels.output(0)], model.get_parameters(), 'bisenetv2')
     result.output(0).set_names({'labels'})
-    result.set_rt_info(metadata.to_json(), KEY)
+    result.set_rt_info(metadata.to_json(), METADATA_KEY)
     return result
 
 
-def quantise(network, metadata, frames, size=None):
-    """An OpenVINO model in INT8, calibrated on frames; see :func:`openvino_model`.
+def quantise(network: FrameNetwork, metadata: ExportMetadata, frames: Sequence[np.ndarray],
+             size: Size = None) -> Any:
+    """An ``openvino.Model`` in INT8, calibrated on frames; see :func:`openvino_model`.
 
     Detail branch, decode head and the aggregation's two large convolutions are in INT8, 93 % of the
     multiplications.
 
     Args:
-        network (FrameNetwork): In float32.
-        metadata (ExportMetadata): Goes into its rt_info.
-        frames (Sequence[np.ndarray]): Calibration frames (H, W, 3), uint8, BGR, at the size that
-            the network will see; a few dozen are enough.
-        size (tuple, optional): As for :func:`openvino_model`.
+        network: In float32.
+        metadata: Goes into the model's rt_info.
+        frames: Calibration frames (H, W, 3), uint8, BGR, at the size that the network will see; a
+            few dozen are enough.
+        size: As for :func:`openvino_model`.
     """
-    # Bias correction costs up to 1 % of the labels. The overflow fix takes one bit from the weights
-    # of the first quantised layer, meant for one that reads the image, which is not so here.
     nncf = import_optional('nncf')
-    nncf.set_log_level(logging.ERROR)  # else a line for each layer that is left out
+    nncf.set_log_level(logging.ERROR)  # It would print a line for each layer that is left out.
     advanced = import_optional('nncf.quantization.advanced_parameters')
     ranges = import_optional('nncf.quantization.range_estimator')
     bound = ranges.StatisticsCollectorParameters(
         statistics_type=ranges.StatisticsType.QUANTILE,
         aggregator_type=ranges.AggregatorType.MEAN, quantile_outlier_prob=OUTLIERS)
+    # Bias correction costs up to 1 % of the labels. The overflow fix takes one bit from the weights
+    # of the first quantised layer; it is meant for a layer that reads the image, and here that one
+    # is not quantised.
     model = nncf.quantize(
         openvino_logits(network, size),
         nncf.Dataset(frames, lambda frame: np.ascontiguousarray(frame)[None]),
@@ -182,35 +181,30 @@ def quantise(network, metadata, frames, size=None):
     return with_labels(model, metadata)
 
 
-def torch_program(network, metadata, size=None):
-    """A ``torch.export`` program: frames (N, H, W, 3) uint8 -> labels and logits.
+def torch_program(network: FrameNetwork, metadata: ExportMetadata,
+                  size: Size = None) -> torch.export.ExportedProgram:
+    """A ``torch.export`` program: frames (1, H, W, 3) uint8 -> labels and logits.
 
     Args:
-        network (FrameNetwork): In float32.
-        metadata (ExportMetadata): How logits are resized.
-        size (tuple, optional): (height, width) of the frames; any from 33x33 by default (smaller
-            ones are of another graph: a size of one broadcasts). N is 1 for the same reason.
+        network: In float32.
+        metadata: Says how logits are resized.
+        size: (height, width) of the frames. By default any from 33x33: a side of less gives the
+            context a size of one, which broadcasts, and that would be another graph. The batch is
+            fixed to 1 for the same reason.
     """
-    sample = example(size)
-    dynamic = None
-    if size is None:
-        auto = torch.export.Dim.AUTO
-        dynamic = ({1: auto, 2: auto}, )
+    auto = torch.export.Dim.AUTO
     return torch.export.export(
-        LabelNetwork(network, metadata.align_corners).eval(), (sample, ),
-        dynamic_shapes=dynamic)
+        LabelNetwork(network, metadata.align_corners).eval(), (example_frames(size), ),
+        dynamic_shapes=None if size else ({1: auto, 2: auto}, ))
 
 
-def save(model, path, metadata):
-    """Writes any of these models.
+def save_model(model: Any, path: str | Path, metadata: ExportMetadata) -> list[Path]:
+    """Writes any of these models, and returns the files.
 
     Args:
         model: An ONNX, OpenVINO or torch.export model.
-        path (str | Path): Ends in .onnx, .xml or .pt2.
-        metadata (ExportMetadata): For the archive of ``torch.export``.
-
-    Returns:
-        list[Path]: The files.
+        path: Ends in .onnx, .xml or .pt2.
+        metadata: For the archive of ``torch.export``; the others have it inside.
     """
     path = Path(path)
     if path.suffix == '.onnx':
@@ -219,53 +213,5 @@ def save(model, path, metadata):
         import_optional('openvino').save_model(model, path, compress_to_fp16=False)
         return [path.with_suffix('.bin'), path]
     else:
-        torch.export.save(model, path, extra_files={FILE: metadata.to_json()})
+        torch.export.save(model, path, extra_files={METADATA_FILE: metadata.to_json()})
     return [path]
-
-
-def read(path):
-    """Reads a file that :func:`save` wrote.
-
-    Args:
-        path (str | Path): Ends in .onnx, .xml or .pt2.
-
-    Returns:
-        tuple: Its :class:`ExportMetadata`, and the ONNX, OpenVINO or torch.export model.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it cannot be read, or is of another origin.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'No file {path}')
-    try:
-        if path.suffix == '.onnx':
-            model = import_optional('onnx').load(path)
-            text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
-        elif path.suffix == '.xml':
-            model = import_optional('openvino').Core().read_model(path)
-            text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-        else:
-            _refuse_pickles(path)
-            extra = {FILE: ''}
-            model = torch.export.load(path, extra_files=extra)
-            text = extra[FILE]
-    except ImportError:
-        raise
-    except Exception as error:  # each library has its own
-        reason = ' '.join(str(error).split())[:300]
-        raise ValueError(f'{path} cannot be read: {reason}') from error
-    return ExportMetadata.from_json(text, path), model
-
-
-def _refuse_pickles(path):
-    """Raises where ``torch.export.load`` would unpickle anything but tensors."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith('.pt'):  # example inputs
-                torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-            elif name.endswith('_config.json'):  # of weights and constants
-                entries = json.loads(archive.read(name))['config'].values()
-                if any(entry['use_pickle'] for entry in entries):
-                    raise ValueError(f'{name} holds pickled objects')

@@ -1,50 +1,63 @@
-"""Whether an exported file does what PyTorch does: it is run at once, on real-sized pictures."""
+"""What tools/export.py does: convert, run the file in its runtime, compare it, keep it or not."""
 import dataclasses
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
 from mmseg_bisenetv2.deploy import converters
+from mmseg_bisenetv2.deploy.exported_file import read_exported_file
 from mmseg_bisenetv2.deploy.image import read_image
+from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 from mmseg_bisenetv2.deploy.network import FrameNetwork, ImageNetwork
 from mmseg_bisenetv2.deploy.runtimes import import_optional, openvino_config
 from mmseg_bisenetv2.metrics import IoUMetric, mean_iou
 from mmseg_bisenetv2.models.upsample_argmax import upsample_argmax
 
+from mmseg.models.segmentors import EncoderDecoder
+
 # Least share of pixels, in per cent, whose label is that of PyTorch in FP32
 MIN_AGREEMENT = dict(fp32=99.9, bf16=99.0, int8=98.0)
+
+# From a frame (H, W, 3) to its labels (H, W) and logits (C, h, w); one of them may be None.
+FrameRunner = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
 
 
 class DisagreementError(RuntimeError):
     """An exported file does not do what PyTorch does; it was not written."""
 
 
-def export_and_verify(model, metadata, path, pictures, size=None, raw=False, calibration=(),
-                      min_agreement=None, truths=None, max_miou_drop=0.5):
+def export_and_verify(
+        model: EncoderDecoder, metadata: ExportMetadata, path: str | Path,
+        pictures: Sequence[str | Path | np.ndarray], size: tuple[int, int] | None = None,
+        raw: bool = False, calibration: Sequence[str | Path | np.ndarray] = (),
+        min_agreement: float | None = None, truths: Sequence[np.ndarray] | None = None,
+        max_miou_drop: float = 0.5) -> dict[str, Any]:
     """Exports, runs the file in its runtime, and keeps it if it agrees.
 
     Args:
-        model (EncoderDecoder): What ``mmseg.apis.init_model`` returned.
-        metadata (ExportMetadata): Of it; its ``precision`` is that of the file.
-        path (str | Path): Ends in .onnx, .xml or .pt2.
-        pictures (Sequence): Paths, or arrays (H, W, 3), uint8, BGR, to compare on.
-        size (tuple, optional): (height, width) of the frames; any by default.
-        raw (bool): Normalised images in and logits out; for .onnx only.
-        calibration (Sequence): Pictures to quantise with, where ``precision`` is 'int8'.
-        min_agreement (float, optional): In per cent; by default MIN_AGREEMENT.
-        truths (Sequence[np.ndarray], optional): The true labels of the pictures, for the mIoU.
-        max_miou_drop (float): How many points of mIoU the file may lose, with ``truths``.
+        model: What ``mmseg.apis.init_model`` returned.
+        metadata: Of it; its ``precision`` is that of the file.
+        path: Ends in .onnx, .xml or .pt2.
+        pictures: Paths, or arrays (H, W, 3), uint8, BGR, to compare on.
+        size: (height, width) of the frames; any by default.
+        raw: Normalised images in and logits out; for .onnx only.
+        calibration: Pictures to quantise with, where ``precision`` is 'int8'.
+        min_agreement: In per cent; by default MIN_AGREEMENT.
+        truths: The true labels of the pictures, for the mIoU.
+        max_miou_drop: How many points of mIoU the file may lose, with ``truths``.
 
     Returns:
-        dict: The figures: agreement and largest difference of the logits, mIoU if asked for.
+        The figures: agreement and largest difference of the logits, mIoU if asked for.
 
     Raises:
         DisagreementError: If a figure is out of its bounds. Nothing is written then.
-        ValueError: If the options do not go together.
+        ValueError: If the options do not go together, or a picture cannot be read.
     """
     path, precision = Path(path), metadata.precision
     if path.suffix not in ('.onnx', '.xml', '.pt2'):
@@ -58,26 +71,28 @@ def export_and_verify(model, metadata, path, pictures, size=None, raw=False, cal
     metadata = dataclasses.replace(metadata, size=size)
     network = FrameNetwork(model)
 
-    def frame(picture):
+    def frame(picture: str | Path | np.ndarray) -> np.ndarray:
         image = read_image(picture)
         wanted = metadata.network_size(*image.shape[:2])
         return cv2.resize(image, wanted[::-1]) if image.shape[:2] != wanted else image
 
+    # One that cannot be read is noticed before the conversion, which takes minutes in INT8.
+    frames, calibration_frames = list(map(frame, pictures)), list(map(frame, calibration))
     if path.suffix == '.onnx':
         built = (converters.raw_onnx_model(ImageNetwork(model), metadata, size) if raw else
                  converters.onnx_model(network, metadata, size))
     elif path.suffix == '.pt2':
         built = converters.torch_program(network, metadata, size)
     elif precision == 'int8':
-        built = converters.quantise(network, metadata, list(map(frame, calibration)), size)
+        built = converters.quantise(network, metadata, calibration_frames, size)
     else:
         built = converters.openvino_model(network, metadata, size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # What was there before stays until this one is known to be right
+    # An earlier file of this name stays until the new one is known to be right.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        files = converters.save(built, Path(folder, path.name), metadata)
-        figures = _compare(files[-1], model, network, metadata, list(map(frame, pictures)),
-                           raw, truths)
+        files = converters.save_model(built, Path(folder, path.name), metadata)
+        run = _raw_runner(files[-1], model) if raw else frame_runner(files[-1], precision)
+        figures = _compare(path, run, network, metadata, frames, truths)
         least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
         if not figures['agreement'] >= least:
             raise DisagreementError(
@@ -94,18 +109,19 @@ def export_and_verify(model, metadata, path, pictures, size=None, raw=False, cal
     return figures
 
 
-def _compare(path, model, network, metadata, frames, raw, truths):
-    run = start_raw(path, model) if raw else start(path, metadata.precision)
+def _compare(path: Path, run: FrameRunner, network: FrameNetwork, metadata: ExportMetadata,
+             frames: list[np.ndarray], truths: Sequence[np.ndarray] | None) -> dict[str, Any]:
     same = total = 0
     largest = 0.0
-    counts = {}
+    counts: dict[str, Any] = {}
     for i, frame in enumerate(frames):
         with torch.inference_mode():
             logits = network(torch.from_numpy(frame[None]))[0].float()
-        expected = upsample_argmax(logits, *frame.shape[:2], metadata.align_corners).numpy()
+        height, width = frame.shape[:2]
+        expected = upsample_argmax(logits, height, width, metadata.align_corners).numpy()
         labels, other = run(frame)
         if labels is None:
-            labels = upsample_argmax(torch.from_numpy(other), *frame.shape[:2],
+            labels = upsample_argmax(torch.from_numpy(other), height, width,
                                      metadata.align_corners).numpy()
         if labels.shape != expected.shape or labels.dtype != np.uint8:
             raise DisagreementError(f'{path} gives labels {labels.shape} of {labels.dtype}, '
@@ -114,8 +130,10 @@ def _compare(path, model, network, metadata, frames, raw, truths):
         total += labels.size
         if other is not None:
             largest = max(largest, float(np.abs(other - logits.numpy()).max()))
-        for name, result in (('pytorch_miou', expected), ('miou', labels)) if truths else ():
-            truth = truths[i]
+        if not truths:
+            continue
+        truth = truths[i]
+        for name, result in (('pytorch_miou', expected), ('miou', labels)):
             result = cv2.resize(result, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
             counts[name] = counts.get(name, 0) + IoUMetric.intersect_and_union(
                 torch.from_numpy(result), torch.from_numpy(truth), len(metadata.classes),
@@ -124,16 +142,12 @@ def _compare(path, model, network, metadata, frames, raw, truths):
                 **{name: mean_iou(confusion) for name, confusion in counts.items()})
 
 
-def start(path, precision='fp32'):
-    """An exported file in its runtime, as somebody without this package would run it.
+def frame_runner(path: str | Path, precision: str = 'fp32') -> FrameRunner:
+    """An exported file in its runtime, used as somebody without this package would use it.
 
     Args:
-        path (str | Path): Ends in .onnx, .xml or .pt2.
-        precision (str): For OpenVINO.
-
-    Returns:
-        Callable: From a frame (H, W, 3) to its labels (H, W), and to the logits (C, h, w) where
-        the file gives them.
+        path: Ends in .onnx, .xml or .pt2.
+        precision: For OpenVINO.
     """
     path = Path(path)
     if path.suffix == '.onnx':
@@ -144,9 +158,10 @@ def start(path, precision='fp32'):
         compiled = import_optional('openvino').Core().compile_model(
             path, 'CPU', openvino_config(precision))
         return lambda frame: (compiled(frame[None])['labels'][0].copy(), None)
-    program = torch.export.load(path).module()
+    # Read by this package's reader, which shows that Predictor will accept it.
+    program = read_exported_file(path)[1].module()
 
-    def run(frame):
+    def run(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.no_grad():
             labels, logits = program(torch.from_numpy(frame[None]))
         return labels[0].numpy(), logits[0].numpy()
@@ -154,12 +169,12 @@ def start(path, precision='fp32'):
     return run
 
 
-def start_raw(path, model):
-    """Likewise for a file that takes normalised images: these come from the model's own code."""
+def _raw_runner(path: Path, model: EncoderDecoder) -> FrameRunner:
+    """A file that takes normalised images, which the model's own preprocessor makes."""
     session = import_optional('onnxruntime').InferenceSession(
         path, providers=['CPUExecutionProvider'])
 
-    def run(frame):
+    def run(frame: np.ndarray) -> tuple[None, np.ndarray]:
         image = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
         images = model.data_preprocessor(dict(inputs=[image]), False)['inputs']
         return None, session.run(['logits'], {'images': images.numpy()})[0][0]

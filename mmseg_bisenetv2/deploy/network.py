@@ -3,14 +3,17 @@
 The model that was trained is not changed: everything here works on a folded copy of it.
 """
 import copy
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from mmseg_bisenetv2.deploy.winograd import with_winograd
+from mmseg_bisenetv2.deploy.winograd import WinogradHead, with_winograd
 from mmseg_bisenetv2.models.bisenetv2 import BiSeNetV2
 from mmseg_bisenetv2.models.folding import fold_batch_norm
+
+from mmseg.models.segmentors import EncoderDecoder
 
 
 class FrameNetwork(nn.Module):
@@ -21,62 +24,84 @@ class FrameNetwork(nn.Module):
     mean is subtracted, since their padding is zero.
 
     Args:
-        model (EncoderDecoder): MMSegmentation's or ours, with a BiSeNetV2 of this package.
-        winograd (type, optional): A class of :mod:`mmseg_bisenetv2.deploy.winograd`, for a CPU,
-            where the head is one 3x3 convolution.
+        model: MMSegmentation's or ours, with a BiSeNetV2 of this package.
+        winograd: A class of :mod:`mmseg_bisenetv2.deploy.winograd`, for a CPU; it replaces the
+            head where that is one 3x3 convolution.
 
     Raises:
-        TypeError: If it has another backbone, a neck, more than 256 classes, or a way to predict
-            of its own.
+        TypeError: If the model has another backbone, a neck, other images than of 3 channels, more
+            than 256 classes, or a way to predict of its own.
     """
 
-    def __init__(self, model, winograd=None):
+    backbone: Any
+    decode_head: Any
+    mean: Tensor
+
+    def __init__(self, model: EncoderDecoder,
+                 winograd: type[WinogradHead] | None = None) -> None:
         super().__init__()
         self.backbone, self.decode_head = _without_training_parts(model)
+        first_convs = _first_convs(self.backbone)
+        if first_convs[0].in_channels != 3:
+            raise TypeError(
+                f'A network for images of {first_convs[0].in_channels} channels cannot be deployed '
+                'with this package: expected 3, since frames are BGR pictures')
         if winograd:
             self.decode_head = with_winograd(self.decode_head, winograd)
         preprocessor = model.data_preprocessor
-        mean, std = (getattr(preprocessor, name, torch.full((3, ), value)).flatten()
+        # MMSegmentation takes one mean for all channels, too, and no mean at all.
+        mean, std = (getattr(preprocessor, name, torch.tensor(value)).flatten().expand(3)
                      for name, value in (('mean', 0.0), ('std', 1.0)))
         swap = preprocessor.channel_conversion
-        for conv in (self.backbone.detail.detail_branch[0][0].conv,
-                     self.backbone.semantic.stage1.conv_first.conv):
+        for conv in first_convs:
             weight = conv.weight / std[:, None, None]
             conv.weight.data = (weight.flip(1) if swap else weight).contiguous(
                 memory_format=torch.channels_last)
         mean = mean.flip(0) if swap else mean
         self.register_buffer('mean', mean.clone().view(1, 3, 1, 1), persistent=False)
 
-    def set_precision(self, dtype):
+    def set_precision(self, dtype: torch.dtype) -> Self:
         """Weights and activations in ``dtype``; the mean is subtracted in float32. Returns self."""
         self.backbone.to(dtype)
         self.decode_head.to(dtype)
         return self
 
-    def forward(self, frames):
+    def forward(self, frames: Tensor) -> Tensor:
         """Frames (N, H, W, 3), uint8, BGR -> logits (N, C, H/8, W/8)."""
-        # TensorRT takes uint8 only where it is converted at once
-        images = frames.float().permute(0, 3, 1, 2) - self.mean  # channels-last
+        # TensorRT accepts uint8 inputs only where they are converted at once. The permuted images
+        # are in channels-last memory.
+        images = frames.float().permute(0, 3, 1, 2) - self.mean
         return self.decode_head(self.backbone(images.to(self.decode_head.conv_seg.weight.dtype)))
 
 
 class ImageNetwork(nn.Module):
-    """The same from normalised RGB images, for pipelines that have them already.
+    """The same from normalised images, for pipelines that have them already.
 
     Args:
-        model (EncoderDecoder): As for :class:`FrameNetwork`.
+        model: As for :class:`FrameNetwork`; its images may have any number of channels.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: EncoderDecoder) -> None:
         super().__init__()
         self.backbone, self.decode_head = _without_training_parts(model)
+        self.in_channels = _first_convs(self.backbone)[0].in_channels
 
-    def forward(self, images):
-        """Images (N, 3, H, W), normalised float -> logits (N, C, H/8, W/8)."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W), normalised float -> logits (N, C, H/8, W/8)."""
         return self.decode_head(self.backbone(images))
 
 
-def _without_training_parts(model):
+def _first_convs(backbone: Any) -> list[nn.Conv2d]:
+    """The two convolutions that see the image."""
+    return [backbone.detail.detail_branch[0][0].conv, backbone.semantic.stage1.conv_first.conv]
+
+
+def _without_training_parts(model: EncoderDecoder) -> nn.Sequential:
+    """A folded copy of backbone and decode head.
+
+    Raises:
+        TypeError: If more than these two, or something else, takes part in prediction.
+    """
     if not isinstance(model.backbone, BiSeNetV2) or model.with_neck:
         raise TypeError(
             f'A {type(model.backbone).__name__}{" with a neck" * model.with_neck} cannot be '
@@ -104,11 +129,13 @@ class LabelNetwork(nn.Module):
     sort (its TopK, without uint8 and slow across channels), and OpenVINO takes twice the time.
 
     Args:
-        network (FrameNetwork): What gives the logits.
-        align_corners (bool): As in :func:`torch.nn.functional.interpolate`.
+        network: What gives the logits.
+        align_corners: As in :func:`torch.nn.functional.interpolate`.
     """
 
-    def __init__(self, network, align_corners=False):
+    classes: Tensor
+
+    def __init__(self, network: FrameNetwork, align_corners: bool = False) -> None:
         super().__init__()
         self.network = network
         self.align_corners = align_corners
@@ -117,7 +144,7 @@ class LabelNetwork(nn.Module):
             'classes', torch.arange(classes, dtype=torch.float32).view(1, -1, 1, 1),
             persistent=False)
 
-    def forward(self, frames):
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (N, H, W, 3) -> labels (N, H, W), uint8, and the logits (N, C, H/8, W/8)."""
         logits = self.network(frames).float()
         full = F.interpolate(

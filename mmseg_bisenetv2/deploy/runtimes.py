@@ -1,21 +1,32 @@
 """What runs the network: PyTorch, OpenVINO or ONNX Runtime, all from frames to logits.
 
 A runtime is called with frames (N, H, W, 3), uint8, BGR, C-contiguous, and returns logits
-(N, C, h, w) as a tensor. It may be called from several threads.
+(N, C, h, w) as a tensor. It may be called from several threads. ``logits_shape`` tells the shape
+for frames of a shape, without running the network; -1 stands for what is only known then.
 """
+import copy
 import functools
 import importlib
 import logging
 import threading
 import time
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
+from mmseg_bisenetv2.compat import cpu_has_bf16
 
-def import_optional(module):
+Shape = tuple[int, ...]
+
+
+def import_optional(module: str) -> ModuleType:
     """Imports an optional package.
 
     Raises:
@@ -29,24 +40,20 @@ def import_optional(module):
         ) from error
 
 
-def cpu_has_bf16():
-    """Whether the processor multiplies BF16 at all (AVX-512 BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 @functools.lru_cache(maxsize=1)
-def bf16_is_faster():
-    """Whether it does so faster than FP32: a convolution in both tells, in a tenth of a second.
+def bf16_is_faster() -> bool:
+    """Whether the processor multiplies BF16 faster than FP32; takes a tenth of a second.
 
-    That it has the instructions does not tell. Those of AVX-512 take half of FP32's time on Zen 4,
-    but twice of it on Sapphire Rapids without AMX, as virtual machines may show it.
+    A convolution is timed in both, since the instructions alone do not tell. Those of AVX-512 take
+    half of FP32's time on Zen 4, but twice its time on Sapphire Rapids without AMX, which is what
+    some virtual machines show. With AMX, BF16 takes an eighth of FP32's time.
     """
     if not cpu_has_bf16():
         return False
     image, kernel = torch.ones(1, 128, 32, 64), torch.ones(128, 128, 3, 3)
-    seconds = {torch.float32: [], torch.bfloat16: []}
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several would wait for each other on a busy machine
+    torch.set_num_threads(1)  # On a busy machine several threads would wait for each other.
     for _ in range(5):
         for dtype, times in seconds.items():
             x, weight = (tensor.to(dtype, memory_format=torch.channels_last)
@@ -56,120 +63,104 @@ def bf16_is_faster():
             times.append(time.perf_counter() - start)
     torch.set_num_threads(threads)
     fp32, bf16 = map(min, seconds.values())
-    return 1.25 * bf16 < fp32  # less would not be worth the labels that it changes
+    return 1.25 * bf16 < fp32  # A smaller gain is not worth the labels that BF16 changes.
 
 
 class TorchRuntime:
-    """The network itself, or an archive of ``torch.export``.
-
-    On the CPU it runs in channels-last, on a GPU as one CUDA graph for each size of frame that
-    comes again.
+    """The network itself, or a program of ``torch.export``, in PyTorch.
 
     Args:
-        network (FrameNetwork | ExportedProgram): In the precision that it shall have.
-        device (torch.device): Where.
+        network: In the precision that it shall have.
+        device: Where to run it.
     """
 
-    MAX_GRAPHS = 4
-    lock = threading.Lock()  # for all of them: while one records a graph no other may begin to
+    # One lock for all of them: while one records a CUDA graph no other may use the GPU.
+    lock = threading.Lock()
 
-    def __init__(self, network, device):
-        if isinstance(network, torch.export.ExportedProgram):
-            self.network = program_logits(move_to_device_pass(network, str(device)))
-        else:
-            self.network = network.to(device)
+    def __init__(self, network: nn.Module | ExportedProgram, device: torch.device) -> None:
         self.device = device
-        self.graphs = {}
+        self.network: Any = (ProgramLogits(move_to_device_pass(network, str(device)))
+                                  if isinstance(network, ExportedProgram) else network.to(device))
         self.compiled = False
 
-    def compile(self, frames):
-        """Has PyTorch compile the network once; warns where it cannot.
+    def compile(self, frames: np.ndarray) -> None:
+        """Has PyTorch compile the network once, with CUDA graphs; warns where it cannot.
 
         Other sizes need no new compilation, but for a few: a batch after a single frame, sides of
         less than 33.
 
         Args:
-            frames (np.ndarray): (N, H, W, 3), such as will come.
+            frames: (N, H, W, 3), such as will come.
         """
         with self.lock:
             if self.compiled:
                 return
-            network = torch.compile(self.network, dynamic=True)
+            network = torch.compile(self.network, dynamic=True, mode='reduce-overhead')
             try:
                 with torch.inference_mode():
                     network(torch.from_numpy(frames).to(self.device))
-            except Exception as error:  # no Triton, no compiler: each says so in its own way
+            except Exception as error:  # Without Triton or a compiler each says so in its own way.
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 print_log('PyTorch could not compile the network, which runs as it is: '
                           f'{reason[0]}', logger='current', level=logging.WARNING)
                 return
-            self.network, self.graphs, self.compiled = network, {}, True
+            self.network, self.compiled = network, True
 
-    def __call__(self, frames):
+    def __call__(self, frames: np.ndarray) -> Tensor:
         """See the module."""
-        frames = torch.from_numpy(frames)
         with torch.inference_mode():
-            return self.network(frames) if self.device.type == 'cpu' else self._replay(frames)
+            inputs = torch.from_numpy(frames).to(self.device)
+            if not self.compiled:
+                return self.network(inputs)
+            with self.lock:  # The next replay of a CUDA graph overwrites what this one returns.
+                return self.network(inputs).clone()
 
-    def _replay(self, frames):
-        with self.lock, torch.cuda.device(self.device):
-            if frames.shape not in self.graphs:  # a size that may not come again
-                if len(self.graphs) == self.MAX_GRAPHS:
-                    del self.graphs[next(iter(self.graphs))]
-                self.graphs[frames.shape] = None
-                return self.network(frames.to(self.device))
-            captured = self.graphs.pop(frames.shape) or self._capture(frames.shape)
-            self.graphs[frames.shape] = captured  # now the one used last
-            graph, static, logits = captured
-            static.copy_(frames, non_blocking=True)
-            graph.replay()
-            return logits.clone()
-
-    def _capture(self, shape):
-        static = torch.zeros(shape, dtype=torch.uint8, device=self.device)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):  # what cuDNN and the allocator do only at first
-                self.network(static)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode='thread_local'):
-            logits = self.network(static)
-        return graph, static, logits
+    def logits_shape(self, frames_shape: Shape) -> Shape:
+        """See the module."""
+        network = copy.deepcopy(self.network).to('meta')  # Tensors there have only shapes.
+        with torch.inference_mode():
+            frames = torch.empty(frames_shape, dtype=torch.uint8, device='meta')
+            return tuple(network(frames).shape)
 
 
-def program_logits(program):
+class ProgramLogits(nn.Module):
     """From frames to logits, out of a ``torch.export`` program that gives labels and logits.
 
-    Raises:
-        ValueError: When called, on frames of a size that the program was not exported for.
+    Labels at full size are not computed.
     """
-    module = program.module()
-    output = module.graph.output_node()
-    _, logits = output.args[0]
-    output.args = ((logits, logits), )  # the labels at full size are computed no more
-    for node in reversed(module.graph.nodes):
-        if node.target == torch.ops.aten._assert_tensor_metadata.default and not node.users:
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
 
-    def run(frames):
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        self.module = module = program.module()
+        output = module.graph.output_node()
+        labels_and_logits: Any = output.args[0]
+        output.args = ((labels_and_logits[1], ) * 2, )
+        for node in reversed(module.graph.nodes):
+            if node.target == torch.ops.aten._assert_tensor_metadata.default and not node.users:
+                module.graph.erase_node(node)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (1, H, W, 3), uint8, BGR -> logits (1, C, H/8, W/8).
+
+        Raises:
+            ValueError: If the program was not exported for frames of this size.
+        """
         try:
-            return module(frames)[1]
-        except AssertionError as error:
+            return self.module(frames)[1]
+        except (AssertionError, RuntimeError) as error:
+            if 'Expected input' not in str(error) and isinstance(error, RuntimeError):
+                raise
             raise ValueError(f'The file takes no frames of {tuple(frames.shape[1:3])}: {error}'
                              ) from error
 
-    return run
 
+def openvino_config(precision: str, threads: int | None = None) -> dict[str, Any]:
+    """The settings for OpenVINO, which would by itself compute in BF16 where the processor can.
 
-def openvino_config(precision, threads=None):
-    """What OpenVINO has to be told: of itself it computes in BF16 where the processor can.
-
-    An INT8 file does so on purpose with the layers that are not quantised, where it is faster: 280
-    instead of 350 ms for 2048x1024 on two Zen 4 cores, and 0.05 to 0.5 % of the labels.
+    In an INT8 file the layers that are not quantised run in BF16 where that is faster: 280 instead
+    of 350 ms for 2048x1024 on two Zen 4 cores, for 0.05 to 0.5 % of the labels.
     """
     bf16 = precision == 'bf16' or (precision == 'int8' and bf16_is_faster())
     config = dict(PERFORMANCE_HINT='LATENCY',
@@ -181,45 +172,57 @@ class OpenVINORuntime:
     """An OpenVINO model, compiled for each size of frame.
 
     Args:
-        model (openvino.Model): From 'frames' to a tensor named 'logits'; other outputs are cut.
-        precision (str): 'fp32', 'bf16' or 'int8'; see :func:`openvino_config`.
-        threads (int, optional): How many; all cores by default.
+        model: From 'frames' to a tensor named 'logits'; other outputs are cut.
+        precision: 'fp32', 'bf16' or 'int8'; see :func:`openvino_config`.
+        threads: How many; all cores by default.
     """
 
-    MAX_SIZES = 4  # from then on one model for any size, which is slower at first
+    MAX_SIZES = 4  # Further sizes share one model for any size, which is slower at first.
 
-    def __init__(self, model, precision, threads=None):
+    def __init__(self, model: Any, precision: str, threads: int | None = None) -> None:
         self.openvino = import_optional('openvino')
         self.model = only_logits(model)
         self.config = openvino_config(precision, threads)
-        self.compiled = {}
+        if any(operator.get_type_name() == 'GroupNormalization' for operator in model.get_ops()):
+            # OpenVINO (2026.4) ends the process when it makes a snippet of one of a fixed size.
+            self.config['SNIPPETS_MODE'] = 'DISABLE'
+        self.compiled: dict[Shape, Any] = {}
         self.requests = threading.local()
         self.lock = threading.Lock()
 
-    def __call__(self, frames):
+    def __call__(self, frames: np.ndarray) -> Tensor:
         """See the module."""
-        shape = frames.shape
+        shape: Shape = frames.shape
         with self.lock:
             if shape not in self.compiled and len(self.compiled) >= self.MAX_SIZES:
                 shape = (-1, -1, -1, 3)
             if shape not in self.compiled:
-                model = self.model.clone()
-                model.reshape(list(shape))
-                self.compiled[shape] = self.openvino.Core().compile_model(
-                    model, 'CPU', self.config)
-        own = self.requests.__dict__  # a request serves one thread at a time
+                self.compiled[shape] = self._compile(shape)
+        own: dict[Any, Any] = self.requests.__dict__  # A request serves one thread at a time.
         if shape not in own:
             own[shape] = self.compiled[shape].create_infer_request()
         result = own[shape].infer([frames], share_inputs=True)
         return torch.from_numpy(result[0])
 
+    def logits_shape(self, frames_shape: Shape) -> Shape:
+        """See the module. Compiles the model, since OpenVINO notices some damages only then."""
+        compiled = self._compile(frames_shape)
+        if not self.model.is_dynamic():
+            self.compiled[frames_shape] = compiled
+        return tuple(compiled.output(0).get_shape())
 
-def only_logits(model):
+    def _compile(self, shape: Shape) -> Any:
+        model = self.model.clone()
+        model.reshape(list(shape))
+        return self.openvino.Core().compile_model(model, 'CPU', self.config)
+
+
+def only_logits(model: Any) -> Any:
     """An OpenVINO model that ends at its tensor 'logits'."""
     openvino = import_optional('openvino')
     found = [output for node in model.get_ordered_ops() for output in node.outputs()
              if 'logits' in output.get_names()]
-    if found:  # the converter also gives tensors the names of Python's variables
+    if found:  # The last, since the converter also gives tensors the names of Python's variables.
         return openvino.Model(found[-1:], model.get_parameters())
     raise ValueError('The OpenVINO model has no tensor "logits": it was not written by '
                      'tools/export.py')
@@ -229,12 +232,12 @@ class ONNXRuntimeRuntime:
     """An ONNX model in ONNX Runtime.
 
     Args:
-        model (onnx.ModelProto): From 'frames' to a tensor named 'logits'.
-        device (torch.device): The CPU, or a GPU if onnxruntime-gpu is installed.
-        threads (int, optional): How many on the CPU; all cores by default.
+        model: From 'frames' to a tensor named 'logits'.
+        device: The CPU, or a GPU if onnxruntime-gpu is installed.
+        threads: How many on the CPU; all cores by default.
     """
 
-    def __init__(self, model, device, threads=None):
+    def __init__(self, model: Any, device: torch.device, threads: int | None = None) -> None:
         onnxruntime, onnx = import_optional('onnxruntime'), import_optional('onnx')
         cut = onnx.ModelProto()
         cut.CopyFrom(model)
@@ -243,7 +246,7 @@ class ONNXRuntimeRuntime:
         if not any('logits' in node.output for node in cut.graph.node):
             raise ValueError('The ONNX model has no tensor "logits": it was not written by '
                              'tools/export.py')
-        del cut.graph.output[:]  # what only served the labels is then removed
+        del cut.graph.output[:]  # ONNX Runtime then removes what only served the labels.
         cut.graph.output.append(onnx.helper.make_tensor_value_info(
             'logits', onnx.TensorProto.FLOAT, None))
         options = onnxruntime.SessionOptions()
@@ -257,6 +260,18 @@ class ONNXRuntimeRuntime:
         self.session = onnxruntime.InferenceSession(
             cut.SerializeToString(), options, providers=[(provider, settings)])
 
-    def __call__(self, frames):
+    def __call__(self, frames: np.ndarray) -> Tensor:
         """See the module."""
         return torch.from_numpy(self.session.run(['logits'], {'frames': frames})[0])
+
+    def logits_shape(self, frames_shape: Shape) -> Shape:
+        """See the module."""
+        frames = self.session.get_inputs()[0]
+        taken = frames.shape  # A name stands for what may be any.
+        if frames.type != 'tensor(uint8)' or len(taken) != len(frames_shape) or any(
+                isinstance(side, int) and side != given
+                for side, given in zip(taken, frames_shape, strict=True)):
+            raise ValueError(f'it takes no frames {frames_shape} of uint8, but {taken} of '
+                             f'{frames.type}')
+        return tuple(side if isinstance(side, int) else -1
+                     for side in self.session.get_outputs()[0].shape)

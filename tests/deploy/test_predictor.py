@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import shutil
 import threading
 import time
@@ -8,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.config import Config
 from small import build, image, write
 
 from mmseg_bisenetv2.deploy import Predictor, predictor, runtimes
+from mmseg_bisenetv2.deploy.image import read_image
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
-from mmseg_bisenetv2.deploy.predictor import read_image
 from mmseg_bisenetv2.deploy.runtimes import TorchRuntime, bf16_is_faster, import_optional
 
 from mmseg.apis import inference_model, init_model
@@ -201,6 +204,9 @@ def test_overlay(files):
     assert abs(half.astype(int) - (picture.astype(int) + blended) / 2).max() <= 1
     with pytest.raises(ValueError, match='labels of'):
         one.overlay(picture, labels[1:])
+    for opacity in (-0.1, 50, float('nan')):
+        with pytest.raises(ValueError, match=f'opacity={opacity}: expected a number from 0 to 1'):
+            one.overlay(picture, labels, opacity)
 
 
 def test_automatic_choices(files, monkeypatch):
@@ -240,6 +246,9 @@ def test_warm_up(files, tmp_path, monkeypatch):
         one.warm_up()
     with pytest.raises(ValueError, match='both of height and width'):
         one.warm_up(64)
+    for arguments, name in (((64, 96, 0), 'batch=0'), ((0, 96), r'height, width=\(0, 96\)')):
+        with pytest.raises(ValueError, match=name):
+            one.warm_up(*arguments)
     seen.clear()
     Predictor(*files, backend='torch', device='cpu', size=(32, 64)).warm_up()
     scaled = write(tmp_path, [dict(type='Resize', scale=(96, 40), keep_ratio=True)])
@@ -255,6 +264,7 @@ def test_warm_up(files, tmp_path, monkeypatch):
     assert compiled[1] == (1, 40, 40, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('g++'), reason='PyTorch compiles with g++ for a CPU')
 def test_compiled_network():
     network = predictor.FrameNetwork(build())
@@ -262,13 +272,31 @@ def test_compiled_network():
     runtime.compile(image(64, 96)[None])
     compiled = runtime.network
     assert compiled is not network
-    runtime.graphs['a size'] = 'its graph'
     runtime.compile(image(96, 64)[None])
-    assert runtime.network is compiled and runtime.graphs
+    assert runtime.network is compiled
     for shape in ((64, 96), (33, 47)):
         frames = image(*shape)[None]
         expected = network(torch.from_numpy(frames))
         torch.testing.assert_close(runtime(frames), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_outlive_the_next_replay_of_a_graph(monkeypatch):
+    """A CUDA graph writes its results into the same memory each time, as this fake does."""
+    memory, asked = torch.zeros(1, 4, 8, 12), []
+
+    def fake_compile(network, **options):
+        asked.append(options)
+        return lambda frames: memory.copy_(network(frames))
+
+    monkeypatch.setattr(torch, 'compile', fake_compile)
+    runtime = TorchRuntime(predictor.FrameNetwork(build()), torch.device('cpu'))
+    plain = [runtime(image(seed=seed)[None]) for seed in (0, 1)]
+    for _ in range(2):  # once is enough
+        runtime.compile(image()[None])
+    assert asked == [dict(dynamic=True, mode='reduce-overhead')]
+    replayed = [runtime(image(seed=seed)[None]) for seed in (0, 1)]
+    for logits, expected in zip(replayed, plain, strict=True):
+        assert torch.equal(logits, expected)
 
 
 def test_network_that_cannot_be_compiled(monkeypatch):
@@ -401,14 +429,88 @@ def test_resize_that_is_not_understood(tmp_path, options):
         Predictor(*write(tmp_path, [step]), device='cpu')
 
 
-def test_description_survives():
+def test_metadata_survives():
     one = ExportMetadata(('a', 'b'), ((1, 2, 3), (4, 5, 6)), scale=(96, 64), checkpoint='x.pth')
-    assert ExportMetadata.from_json(one.to_json(), 'x') == one
-    older = one.to_json().replace('"size": null, ', '')
-    assert older != one.to_json()
-    for text in (None, '', '{}', '[]', '{"classes": 3, "palette": []}', '{"unknown": 1}', older):
-        with pytest.raises(ValueError, match='my file does not say what it holds'):
-            ExportMetadata.from_json(text, 'my file')
+    assert ExportMetadata.from_json(one.to_json()) == one
+    values = json.loads(one.to_json())
+    del values['format_version']  # as before there were versions
+    assert ExportMetadata.from_json(json.dumps(values)) == one
+    with pytest.raises(ValueError, match='format version 2, this package reads 1'):
+        ExportMetadata.from_json(json.dumps(dict(values, format_version=2)))
+    del values['size']
+    for text in (None, '', '{}', '[]', '{"unknown": 1}', json.dumps(values), '[' * 10**5):
+        with pytest.raises(ValueError, match='does not say what it holds'):
+            ExportMetadata.from_json(text)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(classes=('a', )), r"classes is \('a',\), expected 2 to 256 names"),
+    (dict(palette=((1, 2, 3), ) * 3), 'palette is .* for each of 2 classes'),
+    (dict(scale=(-5, 5)), r'scale is \(-5, 5\), expected None or two numbers from 1'),
+    (dict(size=(0, 60)), r'size is \(0, 60\)'), (dict(precision='fp99'), 'precision is fp99'),
+    (dict(align_corners=None), 'align_corners is None'), (dict(sha256=3), 'sha256 is .*3'),
+])
+def test_metadata_is_checked(change, message):
+    good = ExportMetadata(('a', 'b'), ((1, 2, 3), (4, 5, 6)))
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(good, **change)
+
+
+def test_size_is_that_of_the_test_loader(tmp_path):
+    """Which `mim test` follows, whatever ``test_pipeline`` says."""
+    config, checkpoint = write(tmp_path, [dict(type='Resize', scale=(96, 64), keep_ratio=False)])
+    cfg = Config.fromfile(config)
+    loader = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(72, 40), keep_ratio=False),
+              dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+    dataset = dict(type='BaseSegDataset', pipeline=loader)
+    for wrapped in (dataset, dict(type='RepeatDataset', times=2, dataset=dataset)):
+        cfg.test_dataloader = dict(dataset=wrapped)
+        one = Predictor(cfg, checkpoint, backend='torch', precision='fp32', device='cpu')
+        assert one.metadata.scale == (72, 40)
+    plain = Predictor(config, checkpoint, backend='torch', precision='fp32', device='cpu',
+                      size=(40, 72))
+    assert np.array_equal(one(image()), plain(image()))
+
+
+def test_repr(files):
+    one = Predictor(*files, backend='torch', precision='fp32', device='cpu')
+    assert repr(one) == ("Predictor(small.py, small.pth: 4 classes, backend='torch', "
+                         "precision='fp32', device='cpu', size=any)")
+
+
+def test_one_mean_for_all_channels(tmp_path):
+    """MMSegmentation takes it, and so does the network that is deployed."""
+    config, checkpoint = write(tmp_path)
+    options = {'model.data_preprocessor.mean': [120.0], 'model.data_preprocessor.std': [60.0]}
+    labels = [Predictor(cfg, checkpoint, backend='torch', precision='fp32', device='cpu')(image())
+              for cfg in (config, Config.fromfile(config))]
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(options)
+    single = Predictor(cfg, checkpoint, backend='torch', precision='fp32', device='cpu')
+    assert all(np.array_equal(single(image()), expected) for expected in labels)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_images_of_other_channels_are_refused(tmp_path, channels):
+    cfg = Config.fromfile(write(tmp_path)[0])
+    cfg.model.backbone.in_channels = channels
+    with pytest.raises(TypeError, match=f'images of {channels} channels cannot be deployed'):
+        Predictor(cfg, backend='torch', device='cpu')
+
+
+def test_group_norm_in_openvino(tmp_path):
+    """OpenVINO 2026.4 ended the process when it compiled one for a fixed size."""
+    norm = dict(type='GN', num_groups=2, requires_grad=True)
+    cfg = Config.fromfile(write(tmp_path)[0])
+    cfg.model.backbone.norm_cfg = cfg.model.decode_head.norm_cfg = norm
+    torch.manual_seed(0)
+    network = predictor.FrameNetwork(init_model(cfg, device='cpu'))
+    metadata = ExportMetadata(tuple('abcd'), ((0, 0, 0), ) * 4)
+    runtime = runtimes.OpenVINORuntime(
+        predictor.converters.openvino_model(network, metadata), 'fp32', 1)
+    frames = image()[None]
+    torch.testing.assert_close(
+        runtime(frames), network(torch.from_numpy(frames)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
