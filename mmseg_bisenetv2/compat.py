@@ -23,7 +23,7 @@ import pickle
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -32,6 +32,7 @@ import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.model import BaseDataPreprocessor
 from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.runner import CheckpointLoader, checkpoint
 
 _EXTENSION = 'mmcv._ext'
 
@@ -129,6 +130,28 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals([
         HistoryBuffer, (_statistics_method, 'builtins.getattr'),
         np.ndarray, (_number_type, 'numpy.dtype'), *dtypes, *names])
+
+
+mmengine_load_checkpoint = CheckpointLoader.load_checkpoint
+
+
+def replace_mmengine_loading(load_checkpoint: Callable) -> None:
+    """Lets MMEngine's runner, ``init_model`` and the inferencers read checkpoints by a function.
+
+    They all call ``CheckpointLoader.load_checkpoint``, which has no place for a function of our
+    own. Whoever calls something else in a later MMEngine still gets :func:`read_checkpoint` for
+    files, which is registered in public.
+    """
+    CheckpointLoader.load_checkpoint = staticmethod(load_checkpoint)
+
+
+def replace_mmengine_download(load_from_http: Callable) -> None:
+    """Lets MMEngine's own schemes, such as ``open-mmlab://``, download by a function.
+
+    They look up an address and call ``load_from_http`` of their module. If a later MMEngine calls
+    something else, PyTorch's ``weights_only`` still guards what is read.
+    """
+    checkpoint.load_from_http = load_from_http
 
 
 def with_source(state: dict[str, Any], original: Any, source: str) -> dict[str, Any]:

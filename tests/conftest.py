@@ -1,11 +1,13 @@
-"""Makes tests/golden.py importable, and MMSegmentation the default scope, as its tools do."""
+"""Makes the modules of tests/ and tools/ importable, and MMSegmentation the default scope."""
 import sys
 from pathlib import Path
 
 import pytest
 from mmengine.registry import init_default_scope
 
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
+# pytest's importlib mode adds neither this folder, with golden.py and others, nor that of the
+# tools, which Python adds for a script.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / 'tools')]
 init_default_scope('mmseg')  # for fixtures of modules, which come before the one below
 
 

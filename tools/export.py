@@ -10,8 +10,6 @@ A file that disagrees is not left behind; exit code 1 then.
 """
 import argparse
 import dataclasses
-import glob
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,25 +20,11 @@ from _arguments import positive
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
 from mmseg_bisenetv2.checkpoints import CheckpointError
 from mmseg_bisenetv2.deploy.export import DisagreementError, export_and_verify
-from mmseg_bisenetv2.deploy.image import is_image
+from mmseg_bisenetv2.deploy.image import find_images
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 
 from mmseg.apis import init_model
 from mmseg.registry import DATASETS
-
-
-def pictures(patterns: Sequence[str]) -> list[str]:
-    """The files behind names, folders and patterns."""
-    names = []
-    for pattern in patterns:
-        folder = os.path.isdir(pattern)
-        pattern = os.path.join(glob.escape(pattern), '*') if folder else pattern
-        found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)
-                       and (not folder or is_image(path)))
-        if not found:
-            raise SystemExit(f'No picture {pattern}')
-        names += found
-    return names
 
 
 def spread(items: Sequence[Any], number: int) -> list[Any]:
@@ -81,10 +65,10 @@ def main() -> None:
                      'a TensorRT engine is made from the .onnx by trtexec')
     if args.precision == 'int8' and not args.calibrate:
         parser.error("--precision int8 needs --calibrate 'train/*.png'")
-    calibration = spread(pictures(args.calibrate), args.calibrate_number)
-    images: list[Any] = pictures(args.images or [])
     truths = None
     try:
+        calibration = spread(find_images(args.calibrate), args.calibrate_number)
+        images: list[Any] = find_images(args.images or [])
         model = init_model(args.config, args.checkpoint, device='cpu')
         metadata = dataclasses.replace(
             ExportMetadata.from_model(model, args.checkpoint), precision=args.precision)

@@ -13,6 +13,7 @@ import signal
 import sys
 from types import FrameType
 
+from _arguments import positive
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -63,12 +64,6 @@ def parse_args() -> argparse.Namespace:
     if args.config and not args.checkpoint:
         parser.error('--config needs --checkpoint FILE: without it the weights are random')
     return args
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text} is less than 1')
-    return int(text)
 
 
 def catch_signals() -> list[int]:

@@ -7,13 +7,13 @@ import uuid
 from typing import Any
 from urllib.parse import urlparse
 
-import mmengine.runner.checkpoint
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.runner import CheckpointLoader
 
 from mmseg_bisenetv2.checkpoints.files import MapLocation, read_checkpoint
 from mmseg_bisenetv2.checkpoints.layouts import CheckpointError
+from mmseg_bisenetv2.compat import replace_mmengine_download
 
 ZOO = 'https://github.com/SegmentationBLWX/modelstore/releases/download/ssseg_bisenetv2/'
 ZOO_NAMES = ('fcn_bisenetv2_cityscapes', 'fcn_bisenetv2fp16_cityscapes')
@@ -48,9 +48,7 @@ def load_from_http(filename: str, map_location: MapLocation = None, **_: Any) ->
         raise CheckpointError(f'{filename}: {error}. To download it again: rm {path}') from None
 
 
-# MMEngine's other schemes, such as open-mmlab:// and torchvision://, look up an address and call
-# this function.
-mmengine.runner.checkpoint.load_from_http = load_from_http
+replace_mmengine_download(load_from_http)
 
 
 @CheckpointLoader.register_scheme(prefixes='sssegmentation://')

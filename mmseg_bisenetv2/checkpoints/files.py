@@ -1,10 +1,8 @@
 """Checkpoint files: read without running anything in them, written completely or not at all."""
-import contextlib
 import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from mmengine.runner import CheckpointLoader
 
+from mmseg_bisenetv2.atomic_write import flush_to_disk, write_atomically
 from mmseg_bisenetv2.checkpoints.audit import audit_pickle, audit_zip
 from mmseg_bisenetv2.checkpoints.content import prepare_content
 from mmseg_bisenetv2.checkpoints.layouts import (
@@ -22,6 +21,7 @@ from mmseg_bisenetv2.checkpoints.layouts import (
     recognise,
     unwrap,
 )
+from mmseg_bisenetv2.compat import mmengine_load_checkpoint, replace_mmengine_loading
 
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how torch.save began before 1.6
 META = 'mmengine.meta'  # where a safetensors file keeps "meta", as JSON
@@ -96,9 +96,6 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
     return read_checkpoint(filename, map_location)
 
 
-_load_by_scheme = CheckpointLoader.load_checkpoint
-
-
 def load_checkpoint(filename: str, map_location: MapLocation = None,
                     logger: Any = 'current') -> dict[str, Any]:
     """MMEngine's ``CheckpointLoader.load_checkpoint``, whose content is prepared and harmless.
@@ -106,10 +103,10 @@ def load_checkpoint(filename: str, map_location: MapLocation = None,
     Its runner, ``init_model`` and the inferencers all read checkpoints through that method,
     whatever the address begins with; see :func:`prepare_content` for what they get.
     """
-    return prepare_content(_load_by_scheme(filename, map_location, logger), str(filename))
+    return prepare_content(mmengine_load_checkpoint(filename, map_location, logger), str(filename))
 
 
-CheckpointLoader.load_checkpoint = load_checkpoint
+replace_mmengine_loading(load_checkpoint)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str) -> None:
@@ -131,24 +128,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         content = buffer.getbuffer()
-    path = os.path.realpath(path)
-    part = f'{path}.{uuid.uuid4().hex}.partial'
-    try:
-        try:  # a file without a name, which is gone if this process is killed
-            nameless = os.open(os.path.dirname(path), os.O_TMPFILE | os.O_WRONLY, 0o666)
-        except (AttributeError, OSError):  # not on this platform, or file system
-            nameless = None
-        with open(part if nameless is None else nameless, 'xb' if nameless is None else 'wb') as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-            if nameless is not None:
-                # a directory to start from makes Python follow the link that it gives
-                os.link(f'/proc/self/fd/{nameless}', part, src_dir_fd=nameless)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
+    write_atomically(content, path)
+    flush_to_disk(path)
 
 
 def _to_json(value: Any) -> Any:

@@ -15,7 +15,7 @@ from mmseg_bisenetv2.deploy.exported_file import read_exported_file
 from mmseg_bisenetv2.deploy.image import read_image
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 from mmseg_bisenetv2.deploy.network import FrameNetwork, ImageNetwork
-from mmseg_bisenetv2.deploy.runtimes import import_optional, openvino_config
+from mmseg_bisenetv2.deploy.runtimes import import_optional, openvino_config, openvino_core
 from mmseg_bisenetv2.metrics import IoUMetric, mean_iou
 from mmseg_bisenetv2.models.upsample_argmax import upsample_argmax
 
@@ -155,7 +155,7 @@ def frame_runner(path: str | Path, precision: str = 'fp32') -> FrameRunner:
             path, providers=['CPUExecutionProvider'])
         return lambda frame: (session.run(['labels'], {'frames': frame[None]})[0][0], None)
     if path.suffix == '.xml':
-        compiled = import_optional('openvino').Core().compile_model(
+        compiled = openvino_core().compile_model(
             path, 'CPU', openvino_config(precision))
         return lambda frame: (compiled(frame[None])['labels'][0].copy(), None)
     # Read by this package's reader, which shows that Predictor will accept it.

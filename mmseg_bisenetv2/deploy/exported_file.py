@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from mmseg_bisenetv2.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata
-from mmseg_bisenetv2.deploy.runtimes import import_optional
+from mmseg_bisenetv2.deploy.runtimes import import_optional, openvino_core
 
 # The text of the metadata, and what gives the model
 ReaderResult = tuple[str | None, Callable[[], Any]]
@@ -123,7 +123,7 @@ def _read_onnx(path: Path) -> ReaderResult:
 
 
 def _read_openvino(path: Path) -> ReaderResult:
-    model = import_optional('openvino').Core().read_model(path)
+    model = openvino_core().read_model(path)
     _refuse_operators(operator.get_type_name() for operator in model.get_ops())
     has_text = model.has_rt_info(METADATA_KEY)
     return model.get_rt_info(METADATA_KEY).astype(str) if has_text else None, lambda: model

@@ -31,6 +31,7 @@ from mmseg_bisenetv2.deploy.winograd import (
     WinogradHead,
 )
 from mmseg_bisenetv2.models.upsample_argmax import AxisTransform, upsample_argmax
+from mmseg_bisenetv2.visualization import colour_table
 
 from mmseg.apis import init_model
 
@@ -229,9 +230,7 @@ class Predictor:
             raise ValueError(f'labels of {labels.shape} for a picture of {image.shape[:2]}')
         if not 0 <= opacity <= 1:
             raise ValueError(f'opacity={opacity!r}: expected a number from 0 to 1')
-        colours = np.zeros((256, 3), np.uint8)
-        colours[:len(self.palette)] = self.palette
-        colours = colours[:, None, ::-1]  # RGB -> BGR
+        colours = colour_table(self.palette)[:, None, ::-1]  # RGB -> BGR
         blended = cv2.addWeighted(
             image, 1 - opacity, cv2.LUT(cv2.merge([labels] * 3), colours), opacity, 0)
         other = labels >= len(self.palette)

@@ -40,6 +40,18 @@ def import_optional(module: str) -> ModuleType:
         ) from error
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The process's only OpenVINO core, which is never deleted.
+
+    On processors with AMX each core of OpenVINO 2026.4 gives its thread another stack for signal
+    handlers, and at its end puts back the one before, even if that belongs to a core whose memory
+    is gone. The next signal, of a finished child process or of Ctrl-C, then ends the process with
+    a segmentation fault.
+    """
+    return import_optional('openvino').Core()
+
+
 @functools.lru_cache(maxsize=1)
 def bf16_is_faster() -> bool:
     """Whether the processor multiplies BF16 faster than FP32; takes a tenth of a second.
@@ -180,7 +192,6 @@ class OpenVINORuntime:
     MAX_SIZES = 4  # Further sizes share one model for any size, which is slower at first.
 
     def __init__(self, model: Any, precision: str, threads: int | None = None) -> None:
-        self.openvino = import_optional('openvino')
         self.model = only_logits(model)
         self.config = openvino_config(precision, threads)
         if any(operator.get_type_name() == 'GroupNormalization' for operator in model.get_ops()):
@@ -214,7 +225,7 @@ class OpenVINORuntime:
     def _compile(self, shape: Shape) -> Any:
         model = self.model.clone()
         model.reshape(list(shape))
-        return self.openvino.Core().compile_model(model, 'CPU', self.config)
+        return openvino_core().compile_model(model, 'CPU', self.config)
 
 
 def only_logits(model: Any) -> Any:
