@@ -36,7 +36,8 @@ RUNNING = ('tools/convert_checkpoint.py', 'tools/export.py')
 NOT_RUN = ('int8', '--size', 'configs/mine.py')  # takes long, and tests/deploy does the same
 ABSENT = ('configs/mine.py', 'tests/__init__.py')  # what a page may name though it is not there
 # Programs of other projects, whose options are not looked at here.
-FOREIGN = ('cd', 'cp', 'export', 'git', 'pre-commit', 'source', 'torchrun', 'trtexec')
+FOREIGN = ('cd', 'cp', 'export', 'git', 'kill', 'mkdir', 'pre-commit', 'source', 'torchrun',
+           'trtexec')
 
 
 def blocks(page):
@@ -139,7 +140,7 @@ def check(monkeypatch, words, made):
         for word in words:
             for names in re.findall(r'^\.\[(.*)\]$', word):
                 assert set(names.split(',')) <= set(extras), word
-    elif program in ('python', 'python3.11') and words[1].startswith('tools/'):
+    elif program in ('python', 'python3.11') and words[1].startswith(('tests/', 'tools/')):
         parse(monkeypatch, ROOT / words[1], words[2:])
     elif program in ('python', 'python3.11'):
         assert words[1] == '-m', words
