@@ -1,4 +1,5 @@
-# FCN + BiSeNetV2 on Cityscapes under AMP in BF16. Needs a GPU that has it (Ampere or later).
+# FCN + BiSeNetV2 on Cityscapes under AMP in BF16. Needs a GPU that has it (Ampere or later); on a
+# CPU, add --cfg-options optim_wrapper.type=mmseg_bisenetv2.CPUAmpOptimWrapper.
 #
 #   mim train mmseg configs/bisenetv2_fcn_bf16_cityscapes.py
 #
