@@ -1,0 +1,397 @@
+"""Labels as people draw them become the folders of ``configs/bisenetv2_fcn_custom.py``."""
+import colorsys
+import hashlib
+import mimetypes
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmengine.utils import ProgressBar
+
+from mmseg_bisenetv2.datasets.cache import FOLDER as CACHE_FOLDER
+from mmseg_bisenetv2.datasets.label_files import Annotation, draw_map, read_json, read_map
+from mmseg_bisenetv2.datasets.label_ids import LABEL_IDS
+from mmseg_bisenetv2.decoding import decode_image, read_exif_orientation
+
+KINDS = ('labelme', 'coco', 'colours', 'binary', 'ids')
+BLACK, WHITE = {'0', '#000000'}, {'1', '255', '#ffffff'}
+SPLIT_FOLDER = re.compile(r'(?:^|(?<=/))(train|val|test)(?:ing|id|idation)?\d*/', re.IGNORECASE)
+
+
+@dataclass
+class Conversion:
+    """What was found and written."""
+
+    kind: str
+    classes: list[str]
+    palette: list[list[int]]
+    img_suffix: str
+    sizes: Counter[tuple[int, int]]  # How many pictures have a (width, height).
+    pixels: dict[str, np.ndarray]  # By split, how many pixels have an id: (pictures, 256).
+    left_out: list[Path]  # Pictures without labels.
+
+    def table(self) -> str:
+        """Shows in how many pictures of each split a class occurs, and its share of the pixels."""
+        rows = [['class', *(f'{split}: {len(n)} pictures' for split, n in self.pixels.items())]]
+        for class_id, name in [*enumerate(self.classes), (255, '(ignored)')]:
+            counts = [(n[:, class_id], n.sum()) for n in self.pixels.values()]
+            rows.append([name, *(f'{(n > 0).sum()}{n.sum() / total:10.2%}' for n, total in counts)])
+        width = max(len(row[0]) for row in rows)
+        return '\n'.join(row[0].ljust(width) + ''.join(f'{cell:>23}' for cell in row[1:])
+                         for row in rows)
+
+
+def parse_classes(texts: Sequence[str], ignore_unlabelled: bool = False) -> dict[str, list[str]]:
+    """Reads what follows ``--classes``: ``road car``, ``drivable=road,lane``, ``road=#804080``.
+
+    Args:
+        texts: Names, each with the labels that stand for it; the labels of ``ignore`` are ignored.
+            ``['cityscapes']`` stands for the 19 classes with their ids in ``*_labelIds.png``.
+        ignore_unlabelled: If False, a class ``background`` is put in front where there is none.
+
+    Returns:
+        The labels of each class, none where only its name was given.
+    """
+    if list(texts) == ['cityscapes']:
+        classes = {name: [str(label_id)] for name, label_id in LABEL_IDS.items()}
+        return classes | {'ignore': [str(i) for i in range(34) if i not in LABEL_IDS.values()]}
+    classes = {}
+    for text in texts:
+        name, _, labels = text.partition('=')
+        classes.setdefault(name, []).extend(
+            label.lower() if '#' in label else label for label in labels.split(',') if label)
+    return classes if ignore_unlabelled or 'background' in classes else {'background': []} | classes
+
+
+def number_labels(
+        kind: str, found: set[str], classes: Mapping[str, Sequence[str]] | None = None,
+        palette: Sequence[list[int]] = (), ignore_unlabelled: bool = False,
+) -> tuple[list[str], dict[str, int]]:
+    """Decides which class each label belongs to.
+
+    Args:
+        kind: One of ``KINDS``.
+        found: The labels of all files.
+        classes: See :func:`parse_classes`; by default a class for each label. A name alone stands
+            for the label of that name; in ids for its position, from 1 if 0 is ignored; in
+            colours for its colour in the palette; in binary for white.
+        palette: The classes' colours, RGB.
+        ignore_unlabelled: Whether unlabelled pixels, and 0 or black in label maps, become 255.
+
+    Returns:
+        The classes; the class id of each label, and under '' that of unlabelled pixels.
+
+    Raises:
+        ValueError: If there are not 2 to 255 classes, or a label belongs to two.
+    """
+    ids = dict.fromkeys(['', '__ignore__', *(['255'] if kind == 'ids' else [])], 255)
+    if ignore_unlabelled:
+        ids |= dict.fromkeys([*BLACK, '_background_'], 255)
+    if classes is None:
+        black = set() if kind == 'ids' else BLACK
+        order = sorted(found - ids.keys() - black - {'_background_', 'background'},
+                       key=lambda label: (len(label) if kind == 'ids' else 0, label))
+        prefix = dict(ids='class_', colours='colour_').get(kind, '')
+        classes = {prefix + label.removeprefix('#'): [label] for label in order}
+        if kind == 'binary':
+            classes = {'foreground': []}
+        if not ignore_unlabelled and (kind in ('labelme', 'coco') or found & black):
+            classes = {'background': []} | classes
+    names = [name for name in classes if name != 'ignore']
+    if not 2 <= len(names) <= 255:
+        raise ValueError(f'Training needs 2 to 255 classes, but these are {len(names)}: '
+                         f'{_listed(names)}. The labels found are {_listed(found)}')
+    if palette and len(palette) != len(names):
+        raise ValueError(f'{len(palette)} colours in the palette for {len(names)} classes')
+    if 'background' in names and not ignore_unlabelled:
+        ids[''] = ids['_background_'] = names.index('background')
+    owners: dict[str, str] = {}
+    for name, labels in classes.items():
+        class_id = names.index(name) if name in names else 255
+        for label in labels or _default_labels(kind, name, class_id, palette, ignore_unlabelled):
+            if owners.setdefault(label, name) != name:
+                raise ValueError(f'The label {label} belongs to {owners[label]} and to {name}. Say '
+                                 f'--classes NAME=LABEL; the labels found are {_listed(found)}')
+            ids[label] = class_id
+    return names, ids
+
+
+def _default_labels(kind: str, name: str, class_id: int, palette: Sequence[list[int]],
+                    ignore_unlabelled: bool) -> Iterable[str]:
+    if kind == 'ids':
+        return [str(class_id + ignore_unlabelled)]
+    if kind == 'colours' and palette:
+        return ['#' + bytes(palette[class_id]).hex()]
+    if kind in ('binary', 'colours') and name == 'background':
+        return BLACK
+    return WHITE if kind == 'binary' else [name]
+
+
+def convert_labels(
+        source: str | Path, target: str | Path, labels: str | Path | None = None,
+        kind: str | None = None, classes: Mapping[str, Sequence[str]] | None = None,
+        palette: Sequence[list[int]] = (), val: float = 0.2, ignore_unlabelled: bool = False,
+        img_suffix: str = '', seg_map_suffix: str = '', overwrite: bool = False) -> Conversion:
+    """Writes ``target/{img_dir,ann_dir}/{train,val}``: all of it, or nothing if there is an error.
+
+    Pictures are copied; those of several formats all become PNG, because a config names one suffix.
+
+    Args:
+        source: The folder of the pictures; those in folders below count too.
+        target: The folder to write.
+        labels: The folder or file of the labels; ``source`` by default.
+        kind: One of ``KINDS``; recognised by default.
+        classes: See :func:`number_labels`.
+        palette: See :func:`number_labels`.
+        val: See :func:`split_pictures`.
+        ignore_unlabelled: See :func:`number_labels`.
+        img_suffix: How the names of pictures end, such as ``_leftImg8bit.png``.
+        seg_map_suffix: How the names of label maps end, such as ``_gtFine_labelIds.png``.
+        overwrite: Whether an earlier conversion in ``target`` may be replaced.
+
+    Raises:
+        FileExistsError: If ``target`` holds something else, or an earlier conversion.
+        FileNotFoundError: If ``source`` or ``labels`` is not there.
+        ValueError: If something is not understood; the message names the file.
+    """
+    source, target, labels = Path(source), Path(target), Path(labels or source)
+    _check_target(target, (source, labels), overwrite)
+    kind, annotations, pictures = _read(source, labels, kind, img_suffix, seg_map_suffix)
+    found = set().union(*(annotation.labels for annotation in annotations))
+    names, ids = number_labels(kind, found, classes, palette, ignore_unlabelled)
+    for annotation in annotations:
+        if unknown := annotation.labels - ids.keys():
+            raise ValueError(f'{annotation.file}: the labels {_listed(unknown)} are of no class; '
+                             f'known are {_listed(ids.keys() - {""})}. Add them to --classes, as '
+                             'NAME=LABEL,LABEL or ignore=LABEL')
+    pairs = _pair(kind, annotations, pictures, labels, img_suffix, seg_map_suffix)
+    places = split_pictures([pictures[path] for path in pairs], val)
+    suffixes = {path.suffix.lower().replace('.jpeg', '.jpg') for path in pairs}
+    suffix = suffixes.pop() if len(suffixes) == 1 else '.png'
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{target.name}.', dir=target.parent) as temporary:
+        new = Path(temporary) / 'new'
+        jobs = [(path, annotation, new / 'img_dir' / split / f'{name}{suffix}',
+                 new / 'ann_dir' / split / f'{name}.png')
+                for (path, annotation), (split, name) in zip(pairs.items(), places, strict=True)]
+        counts = _in_threads('Writing pictures and label maps', partial(_convert, ids), jobs)
+        if target.exists():
+            os.rename(target, Path(temporary) / 'old')
+        os.rename(new, target)
+    pixels = defaultdict(list)
+    for (_, count), (split, _) in zip(counts, places, strict=True):
+        pixels[split].append(count)
+    return Conversion(
+        kind, names, list(palette) or _make_palette(kind, names, ids), suffix,
+        Counter(size for size, _ in counts),
+        {split: np.stack(pixels[split]) for split in sorted(pixels)},
+        sorted(pictures.keys() - pairs.keys()))
+
+
+def split_pictures(keys: Sequence[str], val: float) -> list[tuple[str, str]]:
+    """Decides which pictures are for validation; the same pictures are always split alike.
+
+    Folders that are called train and val decide. Else, where there are several folders, such as one
+    for each film, the pictures of a folder stay together. Else each picture is for itself. They
+    are taken in the order of a hash of their names.
+
+    Args:
+        keys: The pictures' paths below their folder, without suffix.
+        val: The share of pictures for validation.
+
+    Returns:
+        For each picture its split, and its path without the folder that named the split.
+
+    Raises:
+        ValueError: If folders name the split of some pictures only, or none is left to train on.
+    """
+    if not 0 <= val < 1:
+        raise ValueError(f'{val} of the pictures for validation, expected 0 or more, and below 1')
+    hits = [SPLIT_FOLDER.search(key) for key in keys]
+    if {'train', 'val'} <= {hit[1].lower() for hit in hits if hit}:
+        if None in hits:
+            raise ValueError(f'{keys[hits.index(None)]}: lies in no folder train or val, but other '
+                             'pictures do. Move it there')
+        places = [(hit[1].lower(), key[:hit.start()] + key[hit.end():])
+                  for key, hit in zip(keys, hits, strict=True) if hit]
+        (place, times), = Counter(places).most_common(1)
+        if times > 1:
+            raise ValueError(f'{times} pictures would become {"/".join(place)}. Rename one')
+        return places
+    several = len({os.path.dirname(key) for key in keys}) > 1
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        groups[os.path.dirname(key) if several else key].append(key)
+    chosen: set[str] = set()
+    for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if len(chosen) + len(groups[name]) <= round(val * len(keys)):
+            chosen.update(groups[name])
+    if val and not chosen:
+        chosen.update(groups[min(groups, key=lambda name: len(groups[name]))])
+    if len(chosen) == len(keys):
+        raise ValueError(f'Pictures with labels: {len(keys)}. Expected at least one for train and '
+                         'one for val. Label more')
+    return [('val' if key in chosen else 'train', key) for key in keys]
+
+
+def _check_target(target: Path, sources: Iterable[Path], overwrite: bool) -> None:
+    new = target.resolve()
+    for source in sources:
+        old = source.resolve(strict=True)  # FileNotFoundError names it.
+        if new == old or new in old.parents or old in new.parents:
+            raise ValueError(f'{target}: lies in {source}, or around it. Choose a folder elsewhere')
+    held = {path.name for path in target.iterdir()} if target.exists() else set()
+    if held - {'img_dir', 'ann_dir', CACHE_FOLDER}:
+        raise FileExistsError(f'{target}: holds {_listed(held)}, which is no earlier conversion. '
+                              'Choose another folder')
+    if held and not overwrite:
+        raise FileExistsError(f'{target}: exists already. Add --overwrite to replace it')
+
+
+def _read(source: Path, labels: Path, kind: str | None, img_suffix: str, seg_map_suffix: str,
+          ) -> tuple[str, list[Annotation], dict[Path, str]]:
+    """Returns the kind of the labels, what they say, and the pictures' paths without suffix."""
+    pictures = {path: _key(path.relative_to(source), img_suffix) for path in _files(source)
+                if _is_image(path) and path.name.endswith(img_suffix)}
+    files = _files(labels)
+    jsons = [path for path in files if path.suffix.lower() == '.json']
+    if kind in ('labelme', 'coco') or (kind is None and jsons and not seg_map_suffix):
+        annotations = []
+        read = _in_threads('Reading .json', read_json, jsons)
+        for path, (its_kind, several) in zip(jsons, read, strict=True):
+            kind = kind or its_kind
+            if its_kind != kind:
+                raise ValueError(f'{path}: is of {its_kind}, expected {kind}. Move it elsewhere')
+            annotations += several
+    else:
+        maps = [path for path in files if _is_image(path) and path.name.endswith(seg_map_suffix)]
+        if labels == source and not seg_map_suffix:
+            times = Counter(pictures.values())  # Of two files of one name the PNG is the label map.
+            maps = [path for path in maps
+                    if path.suffix.lower() == '.png' and times[pictures.get(path, '')] > 1]
+        for path in maps:
+            pictures.pop(path, None)
+        annotations = _in_threads(
+            'Reading label maps', partial(read_map, as_colours=kind == 'colours'), maps)
+        found = set().union(*(annotation.labels for annotation in annotations))
+        kind = kind or ('binary' if found <= {'0', '255', '#000000', '#ffffff'} else
+                        'colours' if any('#' in label for label in found) else 'ids')
+    if not annotations or not pictures:
+        raise ValueError(f'{len(pictures)} pictures in {source}, {len(annotations)} of them with '
+                         f'labels in {labels}. Expected .json of LabelMe or COCO, or label maps '
+                         'NAME.png for NAME.jpg. See --labels and --seg-map-suffix')
+    return kind or '', annotations, pictures
+
+
+def _pair(kind: str, annotations: Iterable[Annotation], pictures: Mapping[Path, str], labels: Path,
+          img_suffix: str, seg_map_suffix: str) -> dict[Path, Annotation]:
+    """Finds the picture of each annotation: that of the file's own name, or that which it names."""
+    root, paths = labels if labels.is_dir() else labels.parent, defaultdict(list)
+    pairs: dict[Path, Annotation] = {}
+    for path, key in pictures.items():
+        paths[key].append(path)
+    for annotation in annotations:
+        file, picture = annotation.file.relative_to(root), annotation.picture.replace('\\', '/')
+        keys = [] if kind == 'coco' else [_key(file, seg_map_suffix)]
+        keys += [_key(file.parent / picture, img_suffix), _key(Path(picture), img_suffix)]
+        found = next((paths[key] for key in keys if key in paths), [])
+        if len(found) != 1:
+            raise ValueError(
+                f'{annotation.file}: expected one picture {picture or keys[0]}, found '
+                f'{_listed(map(str, found)) or "none"}. A picture must have the same path below '
+                'SOURCE as its labels below --labels; see also --img-suffix and --seg-map-suffix')
+        if found[0] in pairs:
+            raise ValueError(f'{annotation.file}: {found[0]} has labels in {pairs[found[0]].file} '
+                             'too. Move one of the two elsewhere')
+        pairs[found[0]] = annotation
+    return pairs
+
+
+def _convert(ids: Mapping[str, int], job: tuple[Path, Annotation, Path, Path],
+             ) -> tuple[tuple[int, int], np.ndarray]:
+    """Writes a picture and its label map; returns (width, height) and the pixels of each id."""
+    picture, annotation, image_path, map_path = job
+    content = picture.read_bytes()
+    image = decode_image(content, str(picture))
+    height, width = image.shape[:2]
+    if annotation.size and tuple(annotation.size) != (height, width):
+        turned = read_exif_orientation(content) != 1
+        raise ValueError(
+            f'{annotation.file}: labels for {annotation.size[1]}x{annotation.size[0]} pixels, but '
+            f'{picture} has {width}x{height}. ' + (
+                'Its EXIF orientation turns it, and it was labelled unturned: remove the mark from '
+                'the picture' if turned else 'Label it anew, or move both elsewhere'))
+    class_ids = draw_map(annotation, (height, width), ids)
+    for path in (image_path, map_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imencode('.png', class_ids)[1].tofile(map_path)
+    if image_path.suffix != picture.suffix.lower().replace('.jpeg', '.jpg'):
+        cv2.imencode(image_path.suffix, image)[1].tofile(image_path)
+    else:
+        shutil.copyfile(picture, image_path)
+    return (width, height), np.bincount(class_ids.ravel(), minlength=256)
+
+
+def _in_threads(what: str, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Calls ``function`` with each item, and shows the progress.
+
+    Raises:
+        Exception: The first one of ``function``; items that wait are then left.
+    """
+    print(f'{what} ({len(items)})')
+    progress, results = ProgressBar(len(items)), []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        try:
+            for result in pool.map(function, items):
+                results.append(result)
+                progress.update()
+        except BaseException:  # On Ctrl-C too.
+            pool.shutdown(cancel_futures=True)
+            raise
+    print()
+    return results
+
+
+def _make_palette(kind: str, names: Sequence[str], ids: Mapping[str, int]) -> list[list[int]]:
+    """Takes the colours of colour maps; else black for background, and hues far from each other."""
+    palette = [[0, 0, 0] if name == 'background' else
+               [round(255 * part) for part in colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.9)]
+               for i, name in enumerate(names)]
+    for label, class_id in ids.items():
+        if kind == 'colours' and label.startswith('#') and class_id < len(names):
+            palette[class_id] = list(bytes.fromhex(label[1:]))
+    return palette
+
+
+def _key(path: Path, suffix: str = '') -> str:
+    name = os.path.normpath(path).replace(os.sep, '/')
+    if suffix and name.endswith(suffix):
+        return name.removesuffix(suffix)
+    return os.path.splitext(name)[0]
+
+
+def _files(path: Path) -> list[Path]:
+    """Lists what a folder holds, with all below it, except for hidden files."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob('*') if file.is_file() and not any(
+        part.startswith('.') for part in file.relative_to(path).parts))
+
+
+def _is_image(path: Path) -> bool:
+    return (mimetypes.guess_type(path.name)[0] or '').startswith('image/')
+
+
+def _listed(values: Iterable[str]) -> str:
+    names = sorted(values)
+    return ', '.join(names[:12]) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
