@@ -9,26 +9,13 @@ such as RepeatDataset and ConcatDataset, are decoded one by one.
 """
 import argparse
 import sys
-from collections.abc import Iterator
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg
 from mmseg_bisenetv2.datasets.cache import build_cache
-
-from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS
-
-
-def build_datasets(config: ConfigDict) -> Iterator[BaseSegDataset]:
-    """Builds a data set, or those inside of a wrapper."""
-    inner = config.get('datasets', [config.dataset] if 'dataset' in config else None)
-    if inner is None:
-        yield DATASETS.build(dict(config, lazy_init=True))
-    else:
-        for dataset in inner:
-            yield from build_datasets(dataset)
+from mmseg_bisenetv2.datasets.inspection import build_datasets
 
 
 def main() -> None:

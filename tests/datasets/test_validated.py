@@ -210,12 +210,13 @@ def test_storage_that_maps_paths(tmp_path, root):
         build(root, pipeline=pipeline, backend_args=backend, img_suffix='.bmp')
 
 
-BINARY = r'label maps hold only 0 and 255 \(2 looked at.*write 1 in its place'
+BINARY = r'label maps hold only 0 and 255.*write 1 in its place: .*\(2 looked at, .*a\.png'
 
 
-def test_masks_of_0_and_255_are_said_once_when_the_run_starts(tmp_path, warnings_logged):
+@pytest.mark.parametrize('labels', [[0, 255], [255, 255]])
+def test_masks_of_0_and_255_are_said_once_when_the_run_starts(tmp_path, warnings_logged, labels):
     for name in 'ab':
-        write(tmp_path, np.array([[0, 255]] * 2, np.uint8), name=name)
+        write(tmp_path, np.array([labels] * 2, np.uint8), name=name)
     dataset = build(tmp_path)
     assert dataset[0] and dataset[1]
     dataset.full_init()
@@ -223,12 +224,12 @@ def test_masks_of_0_and_255_are_said_once_when_the_run_starts(tmp_path, warnings
 
 
 @pytest.mark.parametrize('labels, kwargs', [
-    ([[0, 1]], {}), ([[0, 0]], {}), ([[1, 255]], {}), ([[0, 255]], dict(ignore_index=254)),
-    ([[0, 255]], dict(metainfo=dict(classes=['road'])))])
+    ([0, 1], {}), ([0, 0], {}), ([1, 255], {}), ([0, 255], dict(reduce_zero_label=True)),
+    ([0, 255], dict(metainfo=dict(classes=['road'])))])
 def test_other_label_maps_are_not_taken_for_masks(tmp_path, warnings_logged, labels, kwargs):
-    write(tmp_path, np.array([[0, 255]], np.uint8), name='a')
-    write(tmp_path, np.array(labels, np.uint8), name='b')
-    if labels == [[0, 0]]:
-        write(tmp_path, np.array(labels, np.uint8), name='a')
+    write(tmp_path, np.array([[0, 255]] * 2, np.uint8), name='a')
+    write(tmp_path, np.array([labels] * 2, np.uint8), name='b')
+    if labels == [0, 0]:
+        write(tmp_path, np.array([labels] * 2, np.uint8), name='a')
     build(tmp_path, **kwargs)
     assert not warnings_logged
