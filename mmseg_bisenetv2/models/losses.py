@@ -100,7 +100,8 @@ def upsample_cross_entropy(
         valid pixels whose true class has the highest logit, (1,), a by-product of the same pass.
 
     Raises:
-        ValueError: If a shape, the reduction or a label is not one of those above.
+        ValueError: If a shape, the reduction, a label or the number of class weights is not one
+            of those above.
         RuntimeError: If the loss is differentiated twice, or by :mod:`torch.func`.
     """
     if reduction not in ('mean', 'sum', 'none'):
@@ -114,6 +115,9 @@ def upsample_cross_entropy(
     try:
         if class_weight is not None:
             class_weight = torch.as_tensor(class_weight, dtype=dtype, device=logits.device)
+            if len(class_weight) != logits.size(1):
+                raise ValueError(f'class_weight has {len(class_weight)} numbers, expected one for '
+                                 f'each of the {logits.size(1)} classes')
             factor *= class_weight[labels.long() * valid]
         divisor = factor.sum()
         if weight is not None:
