@@ -144,7 +144,7 @@ def test_labels_that_only_the_data_set_ignores_are_refused(tmp_path, wrapped):
         img_suffix='.png', metainfo=dict(classes=CLASSES), ignore_index=254)
     meta = (RepeatDataset(dataset, 2) if wrapped else dataset).metainfo
     evaluator = Evaluator(IoUMetric())
-    with pytest.raises(ValueError, match='ignores label 254, IoUMetric 255.*ignore_index=254'):
+    with pytest.raises(ValueError, match=r'ignores label 254, IoUMetric 255.*ignore_index=254'):
         evaluator.dataset_meta = meta
     Evaluator(IoUMetric(254)).dataset_meta = meta
     evaluator.dataset_meta = dict(classes=CLASSES)  # A data set of MMSegmentation does not say.

@@ -87,7 +87,7 @@ def test_softmax_over_one_channel_is_refused(loss):
     sigmoid = build(num_classes=2, out_channels=1, threshold=0.5,
                     loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
     samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.ones(1, 16, 32, dtype=torch.uint8)))]
-    assert sigmoid.loss([torch.randn(1, 16, 16, 32)] , samples, None)['loss_ce'] > 0
+    assert sigmoid.loss([torch.randn(1, 16, 16, 32)], samples, None)['loss_ce'] > 0
 
 
 @pytest.mark.parametrize('loss', LOSSES)
