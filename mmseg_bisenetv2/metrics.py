@@ -40,7 +40,7 @@ class IoUMetric(MMSegIoUMetric):
         self.confusion_picture = confusion_picture
 
     @property
-    def dataset_meta(self) -> dict | None:
+    def dataset_meta(self) -> Any:
         """What the data set says of itself: its classes, and if it is ours its ``ignore_index``.
 
         Raises:
@@ -50,7 +50,7 @@ class IoUMetric(MMSegIoUMetric):
         return super().dataset_meta
 
     @dataset_meta.setter
-    def dataset_meta(self, meta: dict | None) -> None:
+    def dataset_meta(self, meta: Any) -> None:
         ignored = (meta or {}).get('ignore_index', self.ignore_index)
         if ignored != self.ignore_index:
             raise ValueError(

@@ -15,7 +15,7 @@ from torch import nn
 _TITLE_HEIGHT = 24
 
 
-def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
+def colour_table(palette: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
     """Makes a table that colours label maps: ``colour_table(palette)[labels]``.
 
     Args:

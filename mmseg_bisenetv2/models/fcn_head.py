@@ -94,7 +94,7 @@ class FCNHead(MMSegFCNHead):
                            self.sampler.min_kept * len(labels))
 
 
-def _check_softmax(loss: nn.Module, channels: int) -> None:
+def _check_softmax(loss: UpsampleCrossEntropy | CrossEntropyLoss, channels: int) -> None:
     kind, weights = type(loss).__name__, loss.class_weight
     if channels == 1:
         raise ValueError(

@@ -36,7 +36,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         files = draw_images(Path(root), IMAGES, args.size)
         for source in ('PNG', 'cache'):
             if source == 'cache':
-                build_cache(root, *files)
+                build_cache(root, map(str, files[0]), map(str, files[1]))
                 print()  # after its progress bar
             theirs = build_step('', root, resize, dict(type='RandomCrop', **crop),
                                 dict(type='RandomFlip', prob=0.5))

@@ -44,7 +44,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     inputs = stock.data_preprocessor(dict(inputs=images))['inputs']
     network: dict[str, list[float]] = {name: [] for name in predictors}
 
-    def predict(name: str) -> list[np.ndarray]:
+    def predict(name: str) -> Any:  # a list, since it is given a list
         labels = predictors[name](frames)
         network[name].append(predictors[name].network_seconds)
         return labels
