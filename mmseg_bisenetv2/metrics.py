@@ -39,6 +39,25 @@ class IoUMetric(MMSegIoUMetric):
                          format_only, prefix, **kwargs)
         self.confusion_picture = confusion_picture
 
+    @property
+    def dataset_meta(self) -> Any:
+        """What the data set says of itself: its classes, and if it is ours its ``ignore_index``.
+
+        Raises:
+            ValueError: When it is set, at the start of a run, and another label is ignored there
+                than here. A perfect prediction would not be scored as one.
+        """
+        return super().dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, meta: Any) -> None:
+        ignored = (meta or {}).get('ignore_index', self.ignore_index)
+        if ignored != self.ignore_index:
+            raise ValueError(
+                f'The data set ignores label {ignored}, IoUMetric {self.ignore_index}. Expected '
+                f"the same number: dict(type='mmseg_bisenetv2.IoUMetric', ignore_index={ignored})")
+        MMSegIoUMetric.dataset_meta.fset(self, meta)
+
     @staticmethod
     def intersect_and_union(pred_label: Tensor, label: Tensor, num_classes: int,
                             ignore_index: int) -> Tensor:

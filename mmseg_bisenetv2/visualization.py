@@ -3,7 +3,7 @@
 The figures are made without ``matplotlib.pyplot``, so that a notebook keeps its backend.
 """
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -15,7 +15,7 @@ from torch import nn
 _TITLE_HEIGHT = 24
 
 
-def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
+def colour_table(palette: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
     """Makes a table that colours label maps: ``colour_table(palette)[labels]``.
 
     Args:
@@ -132,25 +132,6 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
                 axes.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=7,
                           color='white' if value > 50 else 'black')
     figure.colorbar(image, label='% of the true class', shrink=0.8)
-    _save(figure, path)
-
-
-def draw_speeds(ratios: Mapping[str, float], label: str, path: str | Path) -> None:
-    """Draws numbers as horizontal bars, one below the other.
-
-    Args:
-        ratios: A number for each name.
-        label: What the numbers are.
-        path: The PNG to write; its folder is made if missing.
-    """
-    figure = Figure(figsize=(8, 0.8 + 0.35 * len(ratios)), layout='constrained')
-    axes = figure.subplots()
-    bars = axes.barh(list(ratios), list(ratios.values()), color='tab:blue')
-    axes.bar_label(bars, fmt='%.1f', padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.08)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.set_xlabel(label)
     _save(figure, path)
 
 

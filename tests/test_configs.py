@@ -1,4 +1,6 @@
 """Every config builds, trains a step and predicts; the recipe is the reference's."""
+import copy
+import functools
 import json
 from pathlib import Path
 
@@ -23,8 +25,13 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 NAMES = sorted(path.name for path in CONFIGS.glob('*.py'))
 
 
+@functools.cache  # MMEngine reads all of MMSegmentation's model index for each config: a second.
+def read(name):
+    return Config.fromfile(CONFIGS / name)
+
+
 def load(name):
-    config = Config.fromfile(CONFIGS / name)
+    config = copy.deepcopy(read(name))
     init_default_scope(config.default_scope)
     return config
 

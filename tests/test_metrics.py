@@ -4,9 +4,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import RepeatDataset
+from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 
 import mmseg_bisenetv2  # noqa: F401
+from mmseg_bisenetv2.datasets import BaseSegDataset
 from mmseg_bisenetv2.metrics import IoUMetric, mean_iou
 from mmseg_bisenetv2.visualization import draw_confusion
 
@@ -129,3 +132,19 @@ def test_mean_iou_is_that_of_the_metric():
         s['pred_sem_seg']['data'], s['gt_sem_seg']['data'], len(CLASSES), 255).to_dense()
         for s in samples())
     assert confusion.diag()[-2] == 0 and f'{mean_iou(confusion):.2f}' == f'{expected:.2f}'
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_labels_that_only_the_data_set_ignores_are_refused(tmp_path, wrapped):
+    for folder in ('images', 'maps'):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / 'a.png'), np.full((4, 4), 254, np.uint8))
+    dataset = BaseSegDataset(
+        data_prefix=dict(img_path=str(tmp_path / 'images'), seg_map_path=str(tmp_path / 'maps')),
+        img_suffix='.png', metainfo=dict(classes=CLASSES), ignore_index=254)
+    meta = (RepeatDataset(dataset, 2) if wrapped else dataset).metainfo
+    evaluator = Evaluator(IoUMetric())
+    with pytest.raises(ValueError, match=r'ignores label 254, IoUMetric 255.*ignore_index=254'):
+        evaluator.dataset_meta = meta
+    Evaluator(IoUMetric(254)).dataset_meta = meta
+    evaluator.dataset_meta = dict(classes=CLASSES)  # A data set of MMSegmentation does not say.

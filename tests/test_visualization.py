@@ -16,7 +16,6 @@ from mmseg_bisenetv2.visualization import (
     draw_confusion,
     draw_curve,
     draw_samples,
-    draw_speeds,
     read_scores,
 )
 
@@ -84,10 +83,8 @@ def test_figures_leave_a_notebooks_backend_alone(tmp_path):
     pyplot.switch_backend('svg')
     try:
         draw_curve(tmp_path, tmp_path / 'a.png')
-        draw_confusion(np.eye(2), 'ab', tmp_path / 'b.png')
-        draw_speeds(dict(ours=2.0), 'times', tmp_path / 'new/c.png')
+        draw_confusion(np.eye(2), 'ab', tmp_path / 'new/b.png')
         assert matplotlib.get_backend() == 'svg' and not pyplot.get_fignums()
     finally:
         pyplot.switch_backend(before)
-    assert all(cv2.imread(str(tmp_path / name)) is not None
-               for name in ('a.png', 'b.png', 'new/c.png'))
+    assert all(cv2.imread(str(tmp_path / name)) is not None for name in ('a.png', 'new/b.png'))

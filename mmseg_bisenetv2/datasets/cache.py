@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ import numpy as np
 from mmengine.utils import ProgressBar
 from PIL import Image
 
+from mmseg_bisenetv2.atomic_write import write_atomically
 from mmseg_bisenetv2.decoding import decode_image, decode_labels
 
 FOLDER = 'cache_mmseg_bisenetv2'
 FORMAT = 1
 ENTRY_TYPES = dict(path=str, size=int, mtime_ns=int, sha256=str, shape=list, pixels=str)
 REMEDY = 'Bring it up to date: python tools/cache_dataset.py CONFIG. Or delete the folder'
-
 
 Decoder = Callable[[bytes, str], np.ndarray]
 Entry = dict[str, Any]  # A line of the index; see read_index.
@@ -72,6 +72,26 @@ def find_cached(root: str | Path, paths: Iterable[str]) -> dict[str, tuple[str, 
                              f'{entry["shape"]}, in the decoded cache. {REMEDY}')
         found[path] = str(pixels), tuple(entry['shape'])
     return found
+
+
+def map_pixels(path: str, shape: Sequence[int]) -> np.ndarray:
+    """Maps the raw pixels of a decoded cache into memory, which loads what is read of them.
+
+    Args:
+        path: A file of uint8 values.
+        shape: Of the array.
+
+    Returns:
+        The array. It can be written to; the file never changes.
+
+    Raises:
+        ValueError: If the file is gone or of another size.
+    """
+    try:
+        return np.memmap(path, np.uint8, 'c', shape=tuple(shape))
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path}: this part of the decoded cache cannot be read ({error}). Make '
+                         'it anew: python tools/cache_dataset.py CONFIG') from error
 
 
 def build_cache(root: str | Path, images: Iterable[str], label_maps: Iterable[str],
@@ -173,9 +193,8 @@ def _check_entry(entry: Entry) -> None:
 
 def _write_index(folder: Path, index: Mapping[str, Entry]) -> None:
     lines: list[Entry] = [dict(format=FORMAT), *index.values()]
-    temporary = folder / 'index.jsonl.tmp'
-    temporary.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    os.replace(temporary, folder / 'index.jsonl')
+    content = ''.join(json.dumps(line) + '\n' for line in lines)
+    write_atomically(content.encode(), str(folder / 'index.jsonl'))
 
 
 def _decode(path: str, name: str, folder: Path, entry: Entry | None,
@@ -189,9 +208,7 @@ def _decode(path: str, name: str, folder: Path, entry: Entry | None,
     content = Path(path).read_bytes()
     array = decode(content, path)
     pixels.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pixels.with_suffix('.tmp')
-    array.tofile(temporary)
-    os.replace(temporary, pixels)
+    write_atomically(array.tobytes(), str(pixels))
     return dict(
         path=name, size=len(content), mtime_ns=mtime_ns,
         sha256=hashlib.sha256(content).hexdigest(), shape=list(array.shape),

@@ -246,7 +246,7 @@ def _person(scene: _Scene, x: float, z: float) -> None:
 def _two_wheeler(scene: _Scene, name: str, pose: Pose) -> None:
     radius, base, thickness = _TWO_WHEELERS[name]
     colour, rear, front = scene.pick(_PAINT), (-base / 2, radius), (base / 2, radius)
-    for hub, _ in (rear, front):  # It is labelled without the holes between the spokes.
+    for hub, _ in (rear, front):  # The label covers the whole wheel, the gaps too.
         scene.patch(pose, _disc(hub, radius, radius), _DARK, name)
         scene.patch(pose, _disc(hub, radius, radius * (.8 - thickness)), (130, 130, 130))
     seat, crank, head = (-.25, .88), (-.05, .32), (.38, 1)

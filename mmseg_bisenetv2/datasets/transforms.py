@@ -8,7 +8,6 @@
 Under the same seed each draws the same numbers as MMSegmentation's and gives the same pixels,
 bit for bit. Where an option or an input asks for what ours does not do, the original does it.
 """
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -20,6 +19,7 @@ from mmcv.transforms import BaseTransform
 from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
 from mmengine.structures import PixelData
 
+from mmseg_bisenetv2.datasets.cache import map_pixels
 from mmseg_bisenetv2.decoding import decode_image, decode_labels, read_exif_orientation
 from mmseg_bisenetv2.registry import TRANSFORMS
 
@@ -31,26 +31,6 @@ Results = dict[str, Any]  # What a transform takes and gives, as MMCV defines it
 Crop = tuple[slice, slice]  # Rows and columns.
 
 LEVELS = np.arange(256, dtype=np.uint8)
-
-
-def map_pixels(path: str, shape: Sequence[int]) -> np.ndarray:
-    """Maps the raw pixels of a decoded cache into memory, which loads what is read of them.
-
-    Args:
-        path: A file of uint8 values.
-        shape: Of the array.
-
-    Returns:
-        The array. It can be written to; the file never changes.
-
-    Raises:
-        ValueError: If the file is gone or of another size.
-    """
-    try:
-        return np.memmap(path, np.uint8, 'c', shape=tuple(shape))
-    except (OSError, ValueError) as error:
-        raise ValueError(f'{path}: this part of the decoded cache cannot be read ({error}). Make '
-                         'it anew: python tools/cache_dataset.py CONFIG') from error
 
 
 @TRANSFORMS.register_module()

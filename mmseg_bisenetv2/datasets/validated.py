@@ -44,6 +44,11 @@ class ValidatedDataset(MMSegBaseSegDataset):
     remedy = 'Set data_root to the folder that holds it.'
     label_remedy = 'Class ids must run from 0 to the number of classes - 1; 255 is ignored.'
 
+    @property
+    def metainfo(self) -> dict:
+        """MMSegmentation's, and the ``ignore_index``, which the metric compares with its own."""
+        return dict(super().metainfo, ignore_index=self.ignore_index)
+
     def load_data_list(self) -> list[dict]:
         """Lists the images and their label maps.
 

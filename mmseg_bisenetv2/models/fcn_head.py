@@ -1,7 +1,7 @@
 """MMSegmentation's FCNHead, with a loss that needs no full-size logits."""
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmseg_bisenetv2.models.bisenetv2 import reset_parameters
 from mmseg_bisenetv2.models.checkpointing import checkpointed, checkpointing_choice
@@ -13,6 +13,7 @@ from mmseg_bisenetv2.models.losses import (
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
+from mmseg.models.losses import CrossEntropyLoss
 from mmseg.structures import SegDataSample
 from mmseg.structures.sampler import OHEMPixelSampler
 
@@ -36,12 +37,19 @@ class FCNHead(MMSegFCNHead):
         **kwargs: Those of ``mmseg.models.decode_heads.FCNHead``.
 
     Raises:
-        ValueError: If ``with_cp`` is anything else.
+        ValueError: If ``with_cp`` is anything else, or if a softmax cross-entropy has a single
+            channel to work on, or another number of class weights than there are channels.
     """
 
     def __init__(self, *args: Any, with_cp: str | bool | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.with_cp = checkpointing_choice(with_cp, self.norm_cfg)
+        several = isinstance(self.loss_decode, nn.ModuleList)
+        for loss in self.loss_decode if several else [self.loss_decode]:
+            if isinstance(loss, UpsampleCrossEntropy) or (
+                    isinstance(loss, CrossEntropyLoss) and not loss.use_sigmoid
+                    and not loss.use_mask):
+                _check_softmax(loss, self.out_channels)
         if self.init_cfg is None:
             reset_parameters(self)
 
@@ -84,3 +92,15 @@ class FCNHead(MMSegFCNHead):
             align_corners=self.align_corners)
         return ohem_weight(losses, labels != self.ignore_index, self.sampler.thresh,
                            self.sampler.min_kept * len(labels))
+
+
+def _check_softmax(loss: UpsampleCrossEntropy | CrossEntropyLoss, channels: int) -> None:
+    kind, weights = type(loss).__name__, loss.class_weight
+    if channels == 1:
+        raise ValueError(
+            f'{kind} with one output channel: the softmax of a single logit is 1 whatever the '
+            'logit is, so that nothing is learned. Expected two output channels, or '
+            "loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)")
+    if weights is not None and len(weights) != channels:
+        raise ValueError(f'{kind}: class_weight has {len(weights)} numbers for {channels} output '
+                         'channels. Expected one for each')

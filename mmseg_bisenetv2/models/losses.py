@@ -60,14 +60,8 @@ class UpsampleCrossEntropy(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the loss, with ``return_accuracy`` the pixel accuracy in percent beside it.
 
-        Args:
-            logits: Of any size, (N, C, h, w).
-            labels: Class of each pixel, (N, H, W), any integer type.
-            weight: A factor on each pixel's loss, (N, H, W).
-            reduction_override: Takes the place of ``reduction``.
-            ignore_index: The label of pixels that do not count.
-            align_corners: As in :func:`torch.nn.functional.interpolate`.
-            return_accuracy: Whether to return (loss, accuracy).
+        ``reduction_override`` takes the place of ``reduction``; for the other arguments see
+        :func:`upsample_cross_entropy`.
         """
         loss, accuracy = upsample_cross_entropy(
             logits, labels, weight, self.class_weight, ignore_index, align_corners,
@@ -100,7 +94,8 @@ def upsample_cross_entropy(
         valid pixels whose true class has the highest logit, (1,), a by-product of the same pass.
 
     Raises:
-        ValueError: If a shape, the reduction or a label is not one of those above.
+        ValueError: If a shape, the reduction, a label or the number of class weights is not one
+            of those above.
         RuntimeError: If the loss is differentiated twice, or by :mod:`torch.func`.
     """
     if reduction not in ('mean', 'sum', 'none'):
@@ -114,6 +109,9 @@ def upsample_cross_entropy(
     try:
         if class_weight is not None:
             class_weight = torch.as_tensor(class_weight, dtype=dtype, device=logits.device)
+            if len(class_weight) != logits.size(1):
+                raise ValueError(f'class_weight has {len(class_weight)} numbers, expected one for '
+                                 f'each of the {logits.size(1)} classes')
             factor *= class_weight[labels.long() * valid]
         divisor = factor.sum()
         if weight is not None:
@@ -125,20 +123,17 @@ def upsample_cross_entropy(
         if 'setup_context' in str(error):  # what PyTorch says of this function within torch.func
             raise RuntimeError(NO_SECOND_DERIVATIVE) from error
         if labels.is_cpu:
-            _raise_for_labels(labels[valid].long(), logits.size(1), ignore_index, error)
+            found, classes = labels[valid].long(), logits.size(1)
+            wrong = found[(found < 0) | (found >= classes)].unique().tolist()
+            if wrong:
+                raise ValueError(f'labels {wrong} are neither among the {classes} classes nor '
+                                 f'ignore_index {ignore_index}') from error
         raise
     if reduction == 'mean':
         loss = torch.where(divisor > 0, loss / divisor.clamp(min=torch.finfo(dtype).tiny), 0)
     eps = torch.finfo(torch.float32).eps  # as MMSegmentation has it: 100 where all is ignored
     accuracy = 100 * (correct + eps) / (valid.sum() + eps)
     return loss, accuracy[None]
-
-
-def _raise_for_labels(labels: Tensor, classes: int, ignore_index: int, cause: Exception) -> None:
-    wrong = labels[(labels < 0) | (labels >= classes)].unique().tolist()
-    if wrong:
-        raise ValueError(f'labels {wrong} are neither among the {classes} classes nor '
-                         f'ignore_index {ignore_index}') from cause
 
 
 def ohem_weight(
@@ -249,7 +244,7 @@ def score_tiles(
     # since exp2 takes 0.3 ns a value and exp, through MKL, 0.9.
     logits = (logits * math.log2(math.e)).transpose(1, 2).contiguous()  # (N, h, C, w)
     area = TILE_BYTES.get(logits.device.type, 64_000_000) / (classes * logits.element_size())
-    # wide tiles for long vector loops: eight times as wide as high
+    # A tile is eight times as wide as high, since long rows make long vector loops.
     columns = max(1, min(width, math.isqrt(int(8 * area))))
     rows = max(1, int(area) // columns)
     vertical, horizontal = (

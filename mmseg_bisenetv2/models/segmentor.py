@@ -43,6 +43,9 @@ class EncoderDecoder(MMSegEncoderDecoder):
         keep_logits: Whether to predict as MMSegmentation does, with full-size logits beside the
             labels.
         **kwargs: Those of ``mmseg.models.segmentors.EncoderDecoder``.
+
+    Raises:
+        ValueError: If a head would train on the pixels that the data preprocessor pads with.
     """
 
     def __init__(self, *args: Any, keep_logits: bool = False, **kwargs: Any) -> None:
@@ -50,6 +53,20 @@ class EncoderDecoder(MMSegEncoderDecoder):
         self.keep_logits = keep_logits
         self.training_began = TrainingBegan()
         self.register_load_state_dict_pre_hook(load_hook)
+        padding = getattr(self.data_preprocessor, 'seg_pad_val', None)
+        for head in self._heads():
+            ignored = getattr(head, 'ignore_index', padding)
+            if padding is not None and ignored != padding:
+                raise ValueError(
+                    f'data_preprocessor pads label maps with seg_pad_val={padding}, and '
+                    f'{type(head).__name__} ignores {ignored}: padded pixels would be trained on. '
+                    f'Expected the same number: data_preprocessor=dict(seg_pad_val={ignored})')
+
+    def _heads(self) -> list[nn.Module]:
+        if not self.with_auxiliary_head:
+            return [self.decode_head]
+        several = isinstance(self.auxiliary_head, nn.ModuleList)
+        return [self.decode_head, *(self.auxiliary_head if several else [self.auxiliary_head])]
 
     def init_weights(self) -> None:
         """Draws the initial weights, as MMEngine's runner asks for before a training."""
@@ -68,11 +85,7 @@ class EncoderDecoder(MMSegEncoderDecoder):
             inputs: Normalised images, (N, 3, H, W).
             data_samples: Their labels.
         """
-        heads = [self.decode_head]
-        if self.with_auxiliary_head:
-            several = isinstance(self.auxiliary_head, nn.ModuleList)
-            heads += self.auxiliary_head if several else [self.auxiliary_head]
-        if not all(isinstance(head, FCNHead) for head in heads):
+        if not all(isinstance(head, FCNHead) for head in self._heads()):
             for sample in data_samples:
                 sample.gt_sem_seg.data = sample.gt_sem_seg.data.long()
         features = self.extract_feat(inputs)
@@ -118,7 +131,8 @@ class EncoderDecoder(MMSegEncoderDecoder):
     @staticmethod
     def _resized_to(meta: dict) -> tuple[int, int]:
         """The size of the network's input, as MMSegmentation's head reads it."""
-        return tuple(meta.get('pad_shape', meta['img_shape']))[:2]
+        size = meta['img_shape']
+        return tuple(size if isinstance(size, torch.Size) else meta.get('pad_shape', size))[:2]
 
 
 def _are_methods_of(owner: object, functions: tuple[Callable, ...]) -> bool:

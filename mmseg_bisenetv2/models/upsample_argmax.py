@@ -145,20 +145,20 @@ def argmax_of_border_cells(logits: Tensor, y: AxisWeights, x: AxisWeights) -> Te
     winners = highest.flatten()[corner]
     rivals = values.gather(2, torch.stack([winners.amin(1), winners.amax(1)], 1)[:, None].expand(
         -1, corner.size(1), -1))  # (n, corners, 2)
-    left = ((values - rivals[..., :1]).amax(1) >= 0) & ((values - rivals[..., 1:]).amax(1) >= 0)
-    few = left.sum(1) <= 2
+    possible = ((values - rivals[..., :1]).amax(1) >= 0) & ((values - rivals[..., 1:]).amax(1) >= 0)
+    few = possible.sum(1) <= 2
     for cells, number in ((few.nonzero()[:, 0], 2), ((~few).nonzero()[:, 0], classes)):
         step = max(1, CELL_BYTES // (4 * number * outputs_y.size(1) * outputs_x.size(1)))
         for part in cells.split(step):
             chosen, out_y, out_x = values[part], outputs_y[part], outputs_x[part]
             if number < classes:
-                names = left[part].to(torch.uint8).topk(number).indices.sort().values  # (n, 2)
-                chosen = chosen.gather(2, names[:, None].expand(-1, corner.size(1), -1))
+                pair = possible[part].to(torch.uint8).topk(number).indices.sort().values  # (n, 2)
+                chosen = chosen.gather(2, pair[:, None].expand(-1, corner.size(1), -1))
             chosen = chosen.unflatten(1, (support_y, support_x))  # (n, corners, corners, number)
             chosen = _weighted_sum(x.weight[out_x], chosen, 2)  # (n, corners, l, number)
             chosen = _weighted_sum(y.weight[out_y], chosen, 1).argmax(3)  # (n, k, l)
             if number < classes:
-                chosen = names[:, :1, None].where(chosen == 0, names[:, 1:, None])
+                chosen = pair[:, :1, None].where(chosen == 0, pair[:, 1:, None])
             where = out_y[:, :, None] * len(x.first) + out_x[:, None, :]
             labels.view(-1)[where] = chosen.to(labels.dtype)
     return labels

@@ -68,3 +68,31 @@ def test_uint8_labels_with_mmsegmentations_loss():
         torch.manual_seed(0)
         losses.append(build().loss(x, samples, None)['loss_ce'])
     assert losses[0] == losses[1]
+
+
+LOSSES = [dict(type='CrossEntropyLoss'), dict(type='mmseg_bisenetv2.UpsampleCrossEntropy'),
+          [dict(type='DiceLoss'), dict(type='CrossEntropyLoss', avg_non_ignore=True)]]
+
+
+def with_weights(loss, weights):
+    return [*loss[:-1], dict(loss[-1], class_weight=weights)] if isinstance(loss, list) else dict(
+        loss, class_weight=weights)
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_softmax_over_one_channel_is_refused(loss):
+    for classes in (dict(num_classes=1), dict(num_classes=2, out_channels=1)):
+        with pytest.raises(ValueError, match=r"one output channel.*use_sigmoid=True\)"):
+            build(loss_decode=loss, **classes)
+    sigmoid = build(num_classes=2, out_channels=1, threshold=0.5,
+                    loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.ones(1, 16, 32, dtype=torch.uint8)))]
+    assert sigmoid.loss([torch.randn(1, 16, 16, 32)], samples, None)['loss_ce'] > 0
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('count', [18, 20])
+def test_other_number_of_class_weights_is_refused(loss, count):
+    build(loss_decode=with_weights(loss, [1.0] * 19))
+    with pytest.raises(ValueError, match=f'has {count} numbers for 19 output channels'):
+        build(loss_decode=with_weights(loss, [1.0] * count))

@@ -193,6 +193,9 @@ def test_says_what_is_wrong():
         upsample_cross_entropy(logits, labels[:, None])
     with pytest.raises(ValueError, match="'median'"):
         upsample_cross_entropy(logits, labels, reduction='median')
+    for weights in ([1] * (CLASSES - 1), [1] * (CLASSES + 1)):
+        with pytest.raises(ValueError, match=f'{len(weights)} numbers, expected one for each of'):
+            upsample_cross_entropy(logits, labels, class_weight=weights)
     labels[0, :2, 0] = torch.tensor([77, -3])
     for class_weight in (None, [1] * CLASSES):
         with pytest.raises(ValueError, match=r'labels \[-3, 77\] are neither among the 5 classes'):

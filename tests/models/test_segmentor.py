@@ -39,6 +39,7 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('meta', [
     {}, dict(ori_shape=(128, 192)), dict(ori_shape=(31, 50)),
+    dict(img_shape=torch.Size([64, 96]), pad_shape=(80, 96)),  # MMSegmentation takes the first
     dict(flip=True, flip_direction='horizontal'),
     dict(flip=True, flip_direction='vertical', ori_shape=(100, 90)),
     dict(flip=False, flip_direction=None),
@@ -310,3 +311,14 @@ def test_uint8_labels_for_other_heads():
         sample.gt_sem_seg = PixelData(data=torch.zeros(1, 64, 96, dtype=torch.uint8))
     losses = model.train().loss(data['inputs'], data['data_samples'])
     assert all(torch.isfinite(value).all() for value in losses.values())
+
+
+def test_padding_that_a_head_would_train_on_is_refused():
+    with pytest.raises(ValueError, match=r'seg_pad_val=0, and FCNHead ignores 255.*'
+                                         r'Expected.*dict\(seg_pad_val=255\)'):
+        build(preprocessor=dict(seg_pad_val=0))
+    auxiliary = dict(type='FCNHead', in_channels=16, channels=4, num_classes=4, in_index=4,
+                     ignore_index=254)
+    for heads in (auxiliary, [auxiliary]):
+        with pytest.raises(ValueError, match='seg_pad_val=255, and FCNHead ignores 254'):
+            build(auxiliary_head=heads)

@@ -297,8 +297,9 @@ def scenes(number, size=(32, 32)):
     return batches
 
 
-def test_every_step_of_a_training_equals_mmsegs():
-    """100 iterations in float64, each from the same weights: the same loss, and the same move.
+@pytest.mark.parametrize('iterations', [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_every_step_of_a_training_equals_mmsegs(iterations):
+    """Iterations in float64, each from the same weights: the same loss, and the same move.
 
     Left to themselves two trainings part, however equal: BatchNorm over a handful of values is
     chaotic. MMSegmentation, its weights turned by 1e-15, is 1e-9, 1e-6, 1e-3 and 1e-2 away from
@@ -310,7 +311,7 @@ def test_every_step_of_a_training_equals_mmsegs():
         for config in (MMSEG, CONFIG))
     theirs.double(), ours.double()
     losses = []
-    for i in range(100):
+    for i in range(iterations):
         before = copy.deepcopy(ours.state_dict())
         theirs.load_state_dict(before)
         expected = theirs.train_step(batches[i % 8], their_wrapper)['loss'].item()
@@ -320,7 +321,8 @@ def test_every_step_of_a_training_equals_mmsegs():
                             for key, value in model.named_parameters()])
                  for model in (theirs, ours)]
         assert (moves[1] - moves[0]).norm() < 1e-6 * moves[0].norm(), i
-    assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:8])
+    if iterations == 100:
+        assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:8])
 
 
 def test_losses_are_read_before_a_validation():

@@ -32,10 +32,9 @@ from mmseg.structures import SegDataSample
 def measure(args: Namespace) -> list[dict[str, Any]]:
     """Times, memory and agreement of everything that takes part, for one size and batch."""
     height, width = args.size
+    frame, _ = draw_scene(np.random.default_rng(0), args.size)
     if args.frame:
         frame = cv2.resize(read_image(args.frame), (width, height), interpolation=cv2.INTER_CUBIC)
-    else:
-        frame, _ = draw_scene(np.random.default_rng(0), (height, width))
     frames, images = [frame] * args.batch, [torch.from_numpy(frame).permute(2, 0, 1)] * args.batch
     with tempfile.TemporaryDirectory() as folder:
         stock = build_stock(args, images, Path(folder, 'weights.pth'))
@@ -45,25 +44,23 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     inputs = stock.data_preprocessor(dict(inputs=images))['inputs']
     network: dict[str, list[float]] = {name: [] for name in predictors}
 
-    def predict(name: str) -> list[np.ndarray]:
+    def predict(name: str) -> Any:  # a list, since it is given a list
         labels = predictors[name](frames)
         network[name].append(predictors[name].network_seconds)
         return labels
 
-    whole: dict[str, Callable] = {
+    steps: dict[str, Callable] = {
         'MMSegmentation': lambda: to_labels(inference_model(stock, frames)),
-        **{name: partial(predict, name) for name in predictors}}
-    parts: dict[str, Callable] = {
+        **{name: partial(predict, name) for name in predictors},
         'network': partial(stock, inputs, mode='tensor'),
         **postprocessing(stock, stock(inputs, mode='tensor'), args.size)}
-    steps = {**whole, **parts}
     labels = {name: step()[0] for name, step in steps.items()}
     times = time_in_turns(steps, args.pairs)
     network['MMSegmentation'] = times.pop('network')
     rows = []
     for name, own in times.items():
-        base = 'MMSegmentation' if name in whole else 'post-processing, MMSegmentation'
-        truth = labels['torch fp32' if name in whole else base]
+        base = 'MMSegmentation' if name in network else 'post-processing, MMSegmentation'
+        truth = labels['torch fp32' if name in network else base]
         alone = network.get(name, [])[-args.pairs:]  # without the calls that warm up
         rows.append(dict(
             setting=f'{height}x{width} x {args.batch}, {name}',
@@ -123,8 +120,7 @@ def postprocessing(stock: BaseSegmentor, logits: torch.Tensor, size: tuple[int, 
         return to_labels(stock.postprocess_result(full, samples))
 
     def ours() -> list[np.ndarray]:
-        labels = [upsample_argmax(low, *size, stock.align_corners) for low in logits]
-        return [each.cpu().numpy() for each in labels]
+        return [upsample_argmax(low, *size, stock.align_corners).cpu().numpy() for low in logits]
 
     return {'post-processing, MMSegmentation': theirs, 'post-processing, ours': ours}
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: times in turns, memory, and the same inputs and networks."""
+"""Time and memory of two sides in turns, the same inputs and networks."""
 import ctypes
 import gc
 import re
@@ -25,17 +25,15 @@ MMSEG = 'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py'
 
 def time_in_turns(steps: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call, after one of each that warms up; in every round another is first."""
-    for step in steps.values():
-        step()
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
-    for _ in range(rounds):
-        order.append(order.pop(0))
+    for _ in range(rounds + 1):
         for name in order:
             start = timer()
             steps[name]()
             times[name].append(timer() - start)
-    return times
+        order.append(order.pop(0))
+    return {name: values[1:] for name, values in times.items()}
 
 
 def ratios(base: list[float], own: list[float]) -> dict[str, Any]:
@@ -84,13 +82,10 @@ def resident_mb(name: str) -> float:
 def draw_batch(batch: int, crop: tuple[int, int], classes: int) -> dict[str, list]:
     """What the data loader yields: uint8 images and label maps, a tenth of them ignored."""
     height, width = crop
-    generator = torch.Generator().manual_seed(0)
     grid = (batch, 1, height // 16 + 1, width // 16 + 1)
-    labels = torch.randint(0, classes, grid, generator=generator)
-    labels[torch.rand(grid, generator=generator) < 0.1] = 255
+    labels = torch.randint(0, classes, grid).masked_fill(torch.rand(grid) < 0.1, 255)
     labels = labels.repeat_interleave(16, 2).repeat_interleave(16, 3)[..., :height, :width]
-    images = torch.randint(
-        0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
     samples = [SegDataSample(gt_sem_seg=PixelData(data=label.contiguous())) for label in labels]
     return dict(inputs=list(images), data_samples=samples)
 

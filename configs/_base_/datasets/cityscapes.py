@@ -1,6 +1,6 @@
 # Cityscapes: MMSegmentation's pipeline (scale 0.5-2, crop 1024x1024 with at most 75 % of one class,
-# flip, photometric distortion) by transforms that give the same pixels sooner, batch 16 on one GPU,
-# labels checked. tools/cache_dataset.py spares the decoding.
+# flip, photometric distortion) by faster transforms that give the same pixels, batch 16 on one GPU,
+# labels checked. After tools/cache_dataset.py nothing needs to be decoded any more.
 _base_ = 'mmseg::_base_/datasets/cityscapes_1024x1024.py'
 dataset_type = 'mmseg_bisenetv2.CityscapesDataset'
 crop_size = (1024, 1024)  # (height, width)
