@@ -388,16 +388,15 @@ def deep_list(depth):
 
 LOOP: list = []
 LOOP.append(LOOP)
-SHARED = deep_list(60)
+BILLIONS: list = []
+for _ in range(30):
+    BILLIONS = [BILLIONS, BILLIONS]
 
 
 @pytest.mark.parametrize('change, reason', [
-    ({'iter': 10**30}, r'meta\["iter"\] is 10000'), ({'iter': -1}, r'meta\["iter"\] is -1'),
-    ({'iter': 1.5}, 'is 1.5: expected a whole number'), ({'iter': None}, 'is None'),
-    ({'iter': True}, 'is True'), ({'epoch': '1'}, r"""meta\["epoch"\] is '1'"""),
-    ({'seed': -1}, r'meta\["seed"\]'), ({'a': deep_list(101)}, 'nested more than 100 deep'),
-    ({'a': LOOP}, 'one that holds itself'), ({'dataset_meta': [1]}, '"dataset_meta" is not a dict'),
-    ({'a': [SHARED, (SHARED, deep_list(60 + 41))]}, 'nested more than 100'), ({1: 2}, '"meta" is'),
+    ({'a': deep_list(101)}, 'nested more than 100 deep'), ({'a': LOOP}, 'nested more than 100'),
+    ({'a': BILLIONS}, 'more than 1000000 items in all'),
+    ({'dataset_meta': [1]}, '"dataset_meta" is not a dict'), ({1: 2}, '"meta" is'),
     (None, '"meta" is not a dictionary'), ('x', '"meta" is not a dictionary')])
 def test_what_mmengine_would_stumble_over_is_named(file, tmp_path, change, reason):
     checkpoint = read_checkpoint(str(file))
@@ -409,17 +408,10 @@ def test_what_mmengine_would_stumble_over_is_named(file, tmp_path, change, reaso
             CheckpointLoader.load_checkpoint(str(tmp_path / 'odd.pth'))
 
 
-def test_deep_containers_that_are_shared_are_measured_as_deep(file, tmp_path):
-    levels = [[]]
-    for _ in range(120):
-        levels.append([levels[-1]])
-    torch.save({'meta': {'a': levels}, 'state_dict': {}}, tmp_path / 'odd.pth')  # shallow first
-    with pytest.raises(CheckpointError, match=r'odd.pth: it holds containers nested more than 100'):
-        CheckpointLoader.load_checkpoint(str(tmp_path / 'odd.pth'))
-    torch.save({'meta': {'a': [levels[50]] * 9}, 'state_dict': {}}, tmp_path / 'fine.pth')
-    meta = CheckpointLoader.load_checkpoint(str(tmp_path / 'fine.pth'))['meta']
-    assert meta == {'a': [levels[50]] * 9}
-    assert meta['a'][0] is meta['a'][8]
+def test_containers_that_are_shared_are_no_harm(tmp_path):
+    meta = {'a': [deep_list(90)] * 9}
+    torch.save({'meta': meta, 'state_dict': {}}, tmp_path / 'fine.pth')
+    assert CheckpointLoader.load_checkpoint(str(tmp_path / 'fine.pth'))['meta'] == meta
 
 
 def test_a_tensor_larger_than_its_data_is_refused_anywhere(file, tmp_path):
