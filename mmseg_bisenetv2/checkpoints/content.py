@@ -13,7 +13,7 @@ from mmseg_bisenetv2.checkpoints.stored_config import keep_literals
 from mmseg_bisenetv2.compat import with_source
 
 MAX_DEPTH = 100  # levels of containers; copying and pickling them fails at about 300
-MAX_ITEMS = 1_000_000  # a training checkpoint of BiSeNetV2 has 3,000
+MAX_ITEMS = 200_000  # a training checkpoint of BiSeNetV2 has 3,000
 
 
 def prepare_content(content: Any, source: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def prepare_content(content: Any, source: str) -> dict[str, Any]:
 
     Raises:
         CheckpointError: With the source, if there is no state dict, if containers are nested more
-            than 100 deep or hold more than a million items, or if what MMEngine reads beside the
+            than 100 deep or hold more than 200,000 items, or if what MMEngine reads beside the
             weights is no dictionary.
     """
     try:

@@ -101,7 +101,7 @@ def literal_config(text: Any) -> tuple[str, list[str]]:
 class _DictCallsAsLiterals(ast.NodeTransformer):
     """Turns ``dict(a=1)`` into ``{'a': 1}``."""
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802, the name that ast calls
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args:
             raise ValueError('a call')

@@ -137,7 +137,8 @@ def _optimizer_misfits(optimizer: torch.optim.Optimizer, names: dict[int, str]) 
                 if same_shape and not isinstance(value, (int, float, type(None))):
                     yield f'{what} is a {type(value).__name__}'
             elif same_shape and value.dim() and value.shape != parameter.shape:
-                yield f'{what} is of {tuple(value.shape)}, the parameter of {tuple(parameter.shape)}'
+                yield (f'{what} is of {tuple(value.shape)}, the parameter of '
+                       f'{tuple(parameter.shape)}')
             elif same_shape and (value.layout != torch.strided or
                                  value.untyped_storage().nbytes() < value.numel() * value.itemsize):
                 yield f'{what} is in an unexpected layout'

@@ -170,6 +170,20 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r'state_dict\.weight'):
         runner.train()
     assert not list(tmp_path.glob('*.pth'))
+    averaged = dict(state_dict=dict(weight=torch.ones(1)),
+                    ema_state_dict=dict(weight=torch.tensor(float('nan'))))
+    with pytest.raises(FloatingPointError, match=r'ema_state_dict\.weight'):
+        CheckpointHook().before_save_checkpoint(runner, averaged)
+
+
+def test_last_checkpoint_on_a_full_disk(tmp_path: Path) -> None:
+    last = tmp_path / 'last_checkpoint'
+    last.symlink_to('/dev/full')
+    with pytest.raises(OSError, match='No space left') as error:
+        number_runner(tmp_path, 10).train()
+    assert error.value.filename == str(last)
+    assert not last.is_symlink()  # the file would be empty
+    assert choose(tmp_path) == str(tmp_path / 'iter_10.pth')
 
 
 def test_only_best_checkpoints_of_this_run_are_deleted(tmp_path: Path) -> None:
@@ -242,7 +256,8 @@ CHANGES = dict(
 WORDS = dict(
     optimizer='it holds no optimizer', message_hub='it holds no message_hub',
     iteration='its iter is 1000', negative='its iter is -1', text='its iter is 4',
-    seed='its seed is 4294967296', classes=r'conv_seg.weight is of \(9, 16, 1, 1\) in the file and of \(4, 16, 1, 1\)',
+    seed='its seed is 4294967296',
+    classes=r'conv_seg.weight is of \(9, 16, 1, 1\) in the file and of \(4, 16, 1, 1\)',
     shape=r'momentum_buffer of backbone.* is of \(1, 1, 3, 3\), the parameter of',
     infinite='momentum_buffer of backbone.* holds NaN or infinity',
     expanded='unexpected layout', words='is a str', stray='1000000, which does not exist',
