@@ -106,7 +106,8 @@ class _DictCallsAsLiterals(ast.NodeTransformer):
         if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args:
             raise ValueError('a call')
         # without a name it is a dictionary to unpack, which literal_eval refuses
-        keys = [ast.Constant(each.arg) if each.arg else None for each in node.keywords]
+        keys: list[ast.expr | None] = [
+            ast.Constant(each.arg) if each.arg else None for each in node.keywords]
         return ast.Dict(keys, [each.value for each in node.keywords])
 
 

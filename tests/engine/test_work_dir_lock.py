@@ -1,14 +1,20 @@
 """Two trainings never write to one folder."""
+import gc
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from mmengine.optim import OptimWrapper
 from trainings import Process, number_runner
 
-from mmseg_bisenetv2.engine import WorkDirLockedError
+from mmseg_bisenetv2.engine import WorkDirLockedError, WorkDirLockHook
 
 
 def test_second_training_is_refused_until_the_first_has_ended(
@@ -29,7 +35,7 @@ def test_second_training_is_refused_until_the_first_has_ended(
                          load_from=str(straight / 'iter_8.pth')).wait()
     assert code == 0, text
     first.process.kill()
-    first.wait()
+    assert first.wait()[0] == -9
     code, text = Process('train', config, work, log=tmp_path / 'third', resume=True,
                          train_cfg__max_iters=0).wait()
     assert 'has trained in' not in text
@@ -50,3 +56,17 @@ def test_lock_of_another_host_says_how_to_remove_it(tmp_path: Path) -> None:
     runner = number_runner(tmp_path, 10)  # of a process that ended without giving it back
     runner.register_default_hooks(hook)
     runner.train()
+
+
+def test_a_training_that_is_begun_again_in_the_same_process_is_locked(tmp_path: Path) -> None:
+    runner = SimpleNamespace(work_dir=str(tmp_path), optim_wrapper=OptimWrapper(
+        torch.optim.SGD([torch.zeros(1)], lr=0.1)))
+    for _ in range(2):  # the first was broken off, so that after_run was not called
+        hook = WorkDirLockHook()
+        hook.before_run(runner)
+        gc.collect()
+    lock = 'import fcntl, sys; fcntl.lockf(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)'
+    command = [sys.executable, '-c', lock, str(tmp_path / 'training.lock')]
+    assert b'BlockingIOError' in subprocess.run(command, capture_output=True, check=False).stderr
+    hook.after_run(runner)
+    subprocess.run(command, check=True)
