@@ -8,13 +8,21 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from trainings import Process, number_runner
+from trainings import test as run_test
 
 from mmseg_bisenetv2.engine import WorkDirLockedError, WorkDirLockHook
+
+
+def lock_runner(work_dir: Path) -> Any:
+    """What the hook looks at in a training that begins."""
+    return SimpleNamespace(work_dir=str(work_dir), optim_wrapper=OptimWrapper(
+        torch.optim.SGD([torch.zeros(1)], lr=0.1)))
 
 
 def test_second_training_is_refused_until_the_first_has_ended(
@@ -25,20 +33,18 @@ def test_second_training_is_refused_until_the_first_has_ended(
     deadline = time.time() + 100
     while not (work / 'iter_2.pth').exists() and time.time() < deadline:
         time.sleep(0.1)
-    second = Process('train', config, work, log=tmp_path / 'second', resume=True)
-    code, text = second.wait()
-    assert code == 1
-    message = text.splitlines()[-1]
-    assert f'Process {first.process.pid} on {socket.gethostname()} has trained in {work}' in message
-    assert f'kill {first.process.pid}' in message
-    code, text = Process('test', config, work, log=tmp_path / 'test',
-                         load_from=str(straight / 'iter_8.pth')).wait()
-    assert code == 0, text
+    runner = lock_runner(work)
+    with pytest.raises(WorkDirLockedError) as error:
+        WorkDirLockHook().before_run(runner)
+    assert (f'Process {first.process.pid} on {socket.gethostname()} has trained in {work}'
+            in str(error.value))
+    assert f'kill {first.process.pid}' in str(error.value)
+    run_test(config, work, load_from=str(straight / 'iter_8.pth'), randomness__deterministic=False)
     first.process.kill()
     assert first.wait()[0] == -9
-    code, text = Process('train', config, work, log=tmp_path / 'third', resume=True,
-                         train_cfg__max_iters=0).wait()
-    assert 'has trained in' not in text
+    hook = WorkDirLockHook()
+    hook.before_run(runner)
+    hook.after_run(runner)
 
 
 def test_lock_of_another_host_says_how_to_remove_it(tmp_path: Path) -> None:
@@ -59,8 +65,7 @@ def test_lock_of_another_host_says_how_to_remove_it(tmp_path: Path) -> None:
 
 
 def test_a_training_that_is_begun_again_in_the_same_process_is_locked(tmp_path: Path) -> None:
-    runner = SimpleNamespace(work_dir=str(tmp_path), optim_wrapper=OptimWrapper(
-        torch.optim.SGD([torch.zeros(1)], lr=0.1)))
+    runner = lock_runner(tmp_path)
     for _ in range(2):  # the first was broken off, so that after_run was not called
         hook = WorkDirLockHook()
         hook.before_run(runner)
