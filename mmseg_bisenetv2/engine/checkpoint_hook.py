@@ -70,8 +70,8 @@ class CheckpointHook(MMEngineCheckpointHook):
       only then are outdated ones deleted.
     - A checkpoint with NaN or infinity is not written; the training stops.
     - ``--resume`` takes the newest checkpoint that is whole, whatever ``last_checkpoint`` says,
-      and writes its path there. MMEngine writes that file in place, so that a kill may leave it
-      empty; nothing but ``--resume`` needs it.
+      and writes its path there. MMEngine writes that file in place after each checkpoint; where
+      a kill leaves it empty, it stays so until then.
     - ``--resume`` refuses a checkpoint that does not fit; see :func:`check_resumable`.
     - Only best checkpoints that lie in this run's own folder are ever deleted. MMEngine deletes
       the one that the checkpoint names, which may belong to another run.

@@ -67,7 +67,7 @@ def check_resumable(checkpoint: Any, source: str, model: nn.Module, optim_wrappe
         checkpoint: What the file holds.
         source: Its name, for the error.
         model: Whose weights it shall be.
-        optim_wrapper: Takes the checkpoint's state over, since only then it can be compared.
+        optim_wrapper: Takes the checkpoint's state over, since only then can it be compared.
         limits: The ``iter`` and ``epoch`` with which the training ends.
 
     Raises:
