@@ -66,10 +66,11 @@ def test_lock_of_another_host_says_how_to_remove_it(tmp_path: Path) -> None:
 
 def test_a_training_that_is_begun_again_in_the_same_process_is_locked(tmp_path: Path) -> None:
     runner = lock_runner(tmp_path)
-    for _ in range(2):  # the first was broken off, so that after_run was not called
-        hook = WorkDirLockHook()
-        hook.before_run(runner)
-        gc.collect()
+    broken_off, hook = WorkDirLockHook(), WorkDirLockHook()
+    broken_off.before_run(runner)  # and never after_run
+    hook.before_run(runner)
+    del broken_off
+    gc.collect()
     lock = 'import fcntl, sys; fcntl.lockf(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)'
     command = [sys.executable, '-c', lock, str(tmp_path / 'training.lock')]
     assert b'BlockingIOError' in subprocess.run(command, capture_output=True, check=False).stderr
