@@ -32,7 +32,7 @@ import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.model import BaseDataPreprocessor
 from mmengine.optim.optimizer import amp_optimizer_wrapper
-from mmengine.runner import CheckpointLoader, checkpoint
+from mmengine.runner import CheckpointLoader, Runner, checkpoint
 
 _EXTENSION = 'mmcv._ext'
 
@@ -173,6 +173,16 @@ def with_source(state: dict[str, Any], original: Any, source: str) -> dict[str, 
     copy = OrderedDict(state)
     copy._metadata = {**versions, '': {**versions.get('', {}), 'source': source}}  # type: ignore
     return copy
+
+
+def resume_and_load_from(runner: Runner) -> tuple[bool, str | None]:
+    """What a runner was told of ``resume`` and ``load_from``.
+
+    MMEngine's keeps these arguments under private names. Without them its config is asked, which
+    has them unless the runner was built in Python.
+    """
+    return (bool(getattr(runner, '_resume', runner.cfg.get('resume'))),
+            getattr(runner, '_load_from', runner.cfg.get('load_from')))
 
 
 def has_forward_hooks(module: torch.nn.Module) -> bool:

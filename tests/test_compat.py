@@ -17,6 +17,7 @@ from mmseg_bisenetv2.compat import (
     copy_without_blocking,
     cpu_has_bf16,
     has_forward_hooks,
+    resume_and_load_from,
     with_source,
 )
 
@@ -151,6 +152,17 @@ def test_forward_hooks_are_found(monkeypatch):
     module.register_forward_hook(lambda *_: None)
     monkeypatch.delattr(module, '_forward_hooks')  # as if PyTorch had renamed it
     assert not has_forward_hooks(module)
+
+
+def test_what_a_runner_was_told_to_load():
+    class Renamed:  # as if MMEngine had renamed its attributes
+        cfg = dict(resume=True, load_from='file.pth')
+
+    class Runner(Renamed):
+        _resume, _load_from = False, None
+
+    assert resume_and_load_from(Renamed()) == (True, 'file.pth')
+    assert resume_and_load_from(Runner()) == (False, None)
 
 
 def test_preprocessors_copy_without_blocking():

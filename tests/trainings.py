@@ -236,7 +236,6 @@ def number_runner(work_dir: Path, max_iters: int, loop: str = 'mmseg_bisenetv2.'
                   interval: int = 10, hook: dict | None = None, **options: Any) -> Any:
     """The runner of a training that takes no time."""
     from mmengine.runner import Runner
-    options['cfg'] = {key: options[key] for key in ('resume', 'load_from') if key in options}
     return Runner(
         OneWeight(), str(work_dir), train_dataloader=dict(
             dataset=Numbers(), batch_size=4, num_workers=0, sampler=dict(type='InfiniteSampler')),

@@ -4,9 +4,9 @@ import json
 import os
 import re
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
+import safetensors.torch
 import torch
 from mmengine.runner import CheckpointLoader
 
@@ -75,25 +75,14 @@ def read_checkpoint(path: str, map_location: MapLocation = None) -> Any:
                               f'{reason[1] if reason else text.splitlines()[0]}') from None
 
 
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise CheckpointError('it needs: pip install safetensors') from None
-    return safetensors
-
-
 def _read_safetensors(path: str) -> dict[str, Any]:
-    with _safetensors().safe_open(path, 'pt') as file:
+    with safetensors.safe_open(path, 'pt') as file:
         state = {key: file.get_tensor(key) for key in file.keys()}
         meta = json.loads((file.metadata() or {}).get(META, '{}'))
     return {'meta': meta, 'state_dict': state}
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
-def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
-    """Loads a file for MMEngine; see :func:`read_checkpoint`."""
-    return read_checkpoint(filename, map_location)
+CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
 
 
 def load_checkpoint(filename: str, map_location: MapLocation = None,
@@ -123,7 +112,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str) -> None:
     content: Any
     if path.endswith('.safetensors'):
         meta = {META: json.dumps(checkpoint.get('meta', {}), default=_to_json)}
-        content = _safetensors().torch.save(unwrap(checkpoint), meta)
+        content = safetensors.torch.save(unwrap(checkpoint), meta)
     else:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)

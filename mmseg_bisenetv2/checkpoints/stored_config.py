@@ -11,7 +11,6 @@ written anew.
 import ast
 import functools
 import logging
-import math
 import re
 from typing import Any
 
@@ -25,11 +24,14 @@ SCOPES = ('mmengine', 'mmseg', 'mmseg_bisenetv2')
 # do so with "padding_mode" too, unless it is one that PyTorch's convolutions have themselves.
 LOOKED_UP = ('type', 'collate_fn')
 PADDING_MODES = ('zeros', 'circular')
-# Not kept, like "_base_" and all that begins with an underscore: MMEngine imports or opens what
-# they name, or keeps them to itself.
+# Variables that are not kept, like "_base_" and all that begins with an underscore: MMEngine
+# imports what the first names, and has uses of its own for the others.
 DROPPED = ('custom_imports', 'filename', 'text', 'pretty_text', 'env_variables')
 HARMLESS_IMPORTS = (dict(imports=['mmseg_bisenetv2'], allow_failed_imports=False),
                     dict(imports=['mmseg_bisenetv2']))
+# Left out without a word: where a training's first weights came from, since the checkpoint has
+# newer ones, and where its pictures were drawn.
+LEFT_OUT = dict(model=('init_cfg', 'pretrained'), visualizer=('vis_backends', 'save_dir'))
 
 
 def keep_literals(content: dict[str, Any], source: str) -> None:
@@ -59,8 +61,8 @@ def literal_config(text: Any) -> tuple[str, list[str]]:
     """Reduces the text of a config to assignments of harmless literals.
 
     Args:
-        text: As ``Config.pretty_text`` writes it: ``name = value``, where a value is a number,
-            text, True, False, None, list, tuple, dictionary or ``dict(...)`` of such.
+        text: As ``Config.pretty_text`` writes it: ``name = value``, where a value is a literal or
+            a ``dict(...)`` of literals.
 
     Returns:
         The text written anew, with the same values, and the names of what is not in it.
@@ -71,7 +73,7 @@ def literal_config(text: Any) -> tuple[str, list[str]]:
         statements = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return '', ['all']
-    kept: dict[str, Any] = {}
+    kept: dict[str, str] = {}
     dropped = []
     for statement in statements:
         name = f'line {statement.lineno}'
@@ -80,108 +82,69 @@ def literal_config(text: Any) -> tuple[str, list[str]]:
                     statement.targets[0], ast.Name) or len(statement.targets) > 1:
                 raise ValueError('not an assignment to a name')
             name = statement.targets[0].id
-            value = _literal(statement.value)
+            value = ast.literal_eval(_DictCallsAsLiterals().visit(statement.value))
             if name == 'custom_imports' and value in HARMLESS_IMPORTS:
                 continue  # the package is imported already
-            if name.startswith('_') or name in DROPPED:
+            if name.startswith('_') or name in DROPPED or (
+                    name == 'default_scope' and value not in SCOPES):
                 raise ValueError('not kept')
-            kept[name] = _harmless(name, value)
-        except (ValueError, RecursionError):
+            kept[name] = repr(_harmless(value, name))
+            ast.literal_eval(kept[name])  # infinity, for example, has no literal
+        except (ValueError, TypeError, RecursionError):
             kept.pop(name, None)
             dropped.append(name)
     # MMEngine replaces what stands in double braces, also within a text.
-    lines = (f'{name} = {value!r}\n'.replace('{{', '{\\x7b') for name, value in kept.items())
+    lines = (f'{name} = {value}\n'.replace('{{', '{\\x7b') for name, value in kept.items())
     return ''.join(lines), dropped
 
 
-def _literal(node: ast.expr) -> Any:
-    """The value of a literal, or of ``dict(...)`` with literals.
+class _DictCallsAsLiterals(ast.NodeTransformer):
+    """Turns ``dict(a=1)`` into ``{'a': 1}``."""
 
-    Raises:
-        ValueError: If it is anything else.
-    """
-    if isinstance(node, ast.Call):
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
         if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args:
             raise ValueError('a call')
-        keys = [keyword.arg for keyword in node.keywords]
-        if None in keys:
-            raise ValueError('a dictionary to unpack')
-        return {key: _literal(keyword.value) for key, keyword in
-                zip(keys, node.keywords, strict=True)}
-    if isinstance(node, ast.Dict):
-        if not all(isinstance(key, ast.Constant) for key in node.keys):
-            raise ValueError('a key that is no constant')
-        return {_literal(key): _literal(value) for key, value in
-                zip(node.keys, node.values, strict=True) if key}
-    if isinstance(node, ast.List):
-        return [_literal(element) for element in node.elts]
-    if isinstance(node, ast.Tuple):
-        return tuple(_literal(element) for element in node.elts)
-    value = ast.literal_eval(node)
-    if not isinstance(value, (str, int, float, type(None))) or (
-            isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError('another constant')
-    return value
+        # without a name it is a dictionary to unpack, which literal_eval refuses
+        keys: list[ast.expr | None] = [
+            ast.Constant(each.arg) if each.arg else None for each in node.keywords]
+        return ast.Dict(keys, [each.value for each in node.keywords])
 
 
-def _harmless(name: str, value: Any) -> Any:
-    """A top-level value of a config as it can be handed to MMEngine.
+def _harmless(value: Any, variable: str) -> Any:
+    """A part of a config as it can be handed to MMEngine.
+
+    Args:
+        value: A literal.
+        variable: Name of the variable that it is in. A model has no texts that could be a file,
+            an address or a module.
 
     Raises:
         ValueError: If building from it could import, open or run anything.
     """
-    if name == 'default_scope' and value not in SCOPES:
-        raise ValueError('an unknown scope')
-    if name == 'visualizer' and isinstance(value, dict):
-        # Backends write to a folder of their own, or send pictures elsewhere.
-        value = {key: item for key, item in value.items()
-                 if key not in ('vis_backends', 'save_dir')}
-    if name == 'model':
-        value = _without_initial_weights(value)
-        _check_model(value)
-    _check_looked_up(value, _registered_names())
-    return value
-
-
-def _without_initial_weights(value: Any) -> Any:
-    """Leaves out where a training's first weights came from: the checkpoint has newer ones."""
     if isinstance(value, dict):
-        return {key: _without_initial_weights(item) for key, item in value.items()
-                if key not in ('init_cfg', 'pretrained')}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_without_initial_weights(item) for item in value)
-    return value
-
-
-def _check_model(value: Any) -> None:
-    """Refuses texts in a model's config that could be a file, an address or a module."""
-    if isinstance(value, dict):
-        if value.get('padding_mode', 'zeros') not in {*PADDING_MODES, *_registered_names()}:
-            raise ValueError('a mode of padding that is not registered')
+        kept = {}
         for key, item in value.items():
-            if key not in LOOKED_UP or not isinstance(item, str):
-                _check_model(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _check_model(item)
-    elif isinstance(value, str) and not re.fullmatch(r'[\w\- ]*', value):
-        raise ValueError('a text that may be a file or an address')
-
-
-def _check_looked_up(value: Any, registered: set[str]) -> None:
-    """Refuses names that MMEngine would import because they are in no registry."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key in LOOKED_UP and isinstance(item, str):
-                scope, _, bare = item.rpartition('.')
-                if bare not in registered or scope not in ('', *SCOPES):
-                    raise ValueError('a name that is not registered')
+            if key in LEFT_OUT.get(variable, ()):
+                continue
             if key == '_scope_' and item not in SCOPES:
                 raise ValueError('an unknown scope')
-            _check_looked_up(item, registered)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _check_looked_up(item, registered)
+            is_looked_up = key in LOOKED_UP or (
+                variable == 'model' and key == 'padding_mode' and item not in PADDING_MODES)
+            if is_looked_up and isinstance(item, str):
+                scope, _, name = item.rpartition('.')
+                if scope not in ('', *SCOPES) or name not in _registered_names():
+                    raise ValueError('a name that is not registered')
+                kept[key] = item
+            else:
+                kept[key] = _harmless(item, variable)
+        return kept
+    if isinstance(value, (list, tuple)):
+        return type(value)(_harmless(item, variable) for item in value)
+    if variable == 'model' and isinstance(value, (str, bytes)) and not re.fullmatch(
+            r'[\w\- ]*', str(value)):
+        raise ValueError('a text that may be a file or an address')
+    return value
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmseg_bisenetv2.atomic_write import flush_to_disk, write_atomically
+from mmseg_bisenetv2.compat import resume_and_load_from
 from mmseg_bisenetv2.engine.resume import (
     ResumeError,
     all_finite,
@@ -65,11 +66,12 @@ class CheckpointHook(MMEngineCheckpointHook):
     """Drop-in for MMEngine's CheckpointHook, which keeps the last whole checkpoint.
 
     - A checkpoint is written beside the old file and renamed. When it and ``last_checkpoint``
-      are written, a thread waits until it has reached the disk, while the training goes on;
+      are written, a thread waits until both have reached the disk, while the training goes on;
       only then are outdated ones deleted.
     - A checkpoint with NaN or infinity is not written; the training stops.
     - ``--resume`` takes the newest checkpoint that is whole, whatever ``last_checkpoint`` says,
-      and writes its path there.
+      and writes its path there. MMEngine writes that file in place after each checkpoint; where
+      a kill leaves it empty, it stays so until then.
     - ``--resume`` refuses a checkpoint that does not fit; see :func:`check_resumable`.
     - Only best checkpoints that lie in this run's own folder are ever deleted. MMEngine deletes
       the one that the checkpoint names, which may belong to another run.
@@ -101,7 +103,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             ResumeError: If there are checkpoints and none is whole, or if ``last_checkpoint``
                 names a file that is gone.
         """
-        if not _resumes(runner) or runner.cfg.get('load_from') or not self.is_local:
+        if not _resumes(runner) or resume_and_load_from(runner)[1] or not self.is_local:
             return
         error: list[str | None] = [None]
         if is_main_process():
@@ -137,13 +139,13 @@ class CheckpointHook(MMEngineCheckpointHook):
             if '://' not in named and not os.path.isfile(named):
                 raise ResumeError(
                     f'{last} names {named!r}, which does not exist, and {folder} holds no '
-                    f'{self.filename_tmpl.format("*")}. To begin anew, train without --resume')
+                    f'{self.filename_tmpl}. To begin anew, train without --resume')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Refuses to resume from what does not fit; see :func:`check_resumable`."""
         if not _resumes(runner):
             return
-        source = runner.cfg.get('load_from')
+        source = resume_and_load_from(runner)[1]
         if not source:
             with open(os.path.join(runner.work_dir, LAST)) as file:
                 source = file.read().strip()
@@ -176,7 +178,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         """
         self._wait()
         self.has_saved = True
-        content = {key: checkpoint.get(key) for key in ('state_dict', 'optimizer')}
+        content = {key: checkpoint.get(key)
+                   for key in ('state_dict', 'ema_state_dict', 'optimizer')}
         bad = [name for name, value in tensors_within(content) if not all_finite(value)]
         if bad:
             raise FloatingPointError(
@@ -206,13 +209,16 @@ class CheckpointHook(MMEngineCheckpointHook):
             yield
         except OSError as error:
             if error.filename is None and error.errno:  # MMEngine writes last_checkpoint itself
-                raise OSError(error.errno, error.strerror,
-                              os.path.join(runner.work_dir, LAST)) from error
+                last = os.path.join(runner.work_dir, LAST)
+                with contextlib.suppress(OSError):
+                    os.remove(last)  # it is empty or torn, and not needed
+                raise OSError(error.errno, error.strerror, last) from error
             raise
         if self.has_saved and isinstance(self.file_backend, AtomicLocalBackend):
             paths = [self.last_ckpt, getattr(self, 'best_ckpt_path', None),
                      *getattr(self, 'best_ckpt_path_dict', {}).values()]
-            new = [path for path in paths if path and os.path.isfile(path)]
+            new = [path for path in [*paths, os.path.join(runner.work_dir, LAST)]
+                   if path and os.path.isfile(path)]
             outdated, self.file_backend.outdated = self.file_backend.outdated, []
             self.replacing = self.thread.submit(replace_outdated, new, outdated)
         self.has_saved = False
@@ -231,4 +237,4 @@ class CheckpointHook(MMEngineCheckpointHook):
 
 def _resumes(runner: Runner) -> bool:
     """Whether a training, and not a test, goes on from a checkpoint."""
-    return bool(runner.cfg.get('resume')) and isinstance(runner.optim_wrapper, OptimWrapper)
+    return resume_and_load_from(runner)[0] and isinstance(runner.optim_wrapper, OptimWrapper)

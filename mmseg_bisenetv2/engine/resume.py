@@ -3,7 +3,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,12 +28,12 @@ def find_newest_checkpoint(folder: str, filename_tmpl: str) -> tuple[str | None,
 
     Args:
         folder: Where the checkpoints are.
-        filename_tmpl: Their name, with ``{}`` for the iteration or epoch.
+        filename_tmpl: Their name, with ``{}`` or ``{:06d}`` for the iteration or epoch.
 
     Returns:
         The path, or None; and for each checkpoint that is damaged, and not older, the reason.
     """
-    pattern = re.compile(r'(\d+)'.join(re.escape(part) for part in filename_tmpl.split('{}')))
+    pattern = re.compile(r'(\d+)'.join(map(re.escape, re.split(r'\{.*?\}', filename_tmpl))))
     dated, damaged = [], {}
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         if match := pattern.fullmatch(name):
@@ -67,94 +67,83 @@ def check_resumable(checkpoint: Any, source: str, model: nn.Module, optim_wrappe
         checkpoint: What the file holds.
         source: Its name, for the error.
         model: Whose weights it shall be.
-        optim_wrapper: Whose state it shall be.
+        optim_wrapper: Takes the checkpoint's state over, since only then can it be compared.
         limits: The ``iter`` and ``epoch`` with which the training ends.
 
     Raises:
         ResumeError: If something that resuming needs is missing, or does not fit the parameters.
     """
+    refusal = f'{source} cannot be resumed from'
     for key in ('meta', 'state_dict', 'message_hub', 'optimizer'):
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict):
             raise ResumeError(
-                f'{source} cannot be resumed from: it holds no {key}, as best_*.pth, stripped and '
-                'converted files do. To go on with a training, use --resume without load_from '
-                f'(--cfg-options load_from=None). {FINE_TUNING}')
+                f'{refusal}: it holds no {key}, as best_*.pth, stripped and converted files do. '
+                'To go on with a training, use --resume without load_from (--cfg-options '
+                f'load_from=None). {FINE_TUNING}')
+    limits = dict(limits, seed=2**32 - 1)  # the last that NumPy takes
     for key, limit in limits.items():
         value = checkpoint['meta'].get(key)
-        if not isinstance(value, int) or not 0 <= value <= limit:
+        if key == 'seed' and value is None:
+            continue
+        if type(value) is not int or not 0 <= value <= limit:
             raise ResumeError(
-                f'{source} cannot be resumed from: its {key} is {str(value)[:40]}, expected a '
-                f'whole number from 0 to {limit}, the end of this training')
-    wrong = next(_misfits(checkpoint, model, optim_wrapper), None)
-    if wrong:
-        raise ResumeError(f'{source} cannot be resumed from, since it does not fit this config: '
-                          f'{wrong}. {FINE_TUNING}')
+                f'{refusal}: its {key} is {str(value)[:40]}, expected a whole number from 0 to '
+                f'{limit}' + ', the end of this training' * (key != 'seed'))
+    for wrong in _misfits(checkpoint, model, optim_wrapper):
+        raise ResumeError(f'{refusal}, since it does not fit this config: {wrong}. {FINE_TUNING}')
 
 
-def _misfits(checkpoint: dict, model: nn.Module, optim_wrapper: OptimWrapper) -> Iterator[str]:
+def _misfits(checkpoint: dict[str, Any], model: nn.Module,
+             optim_wrapper: OptimWrapper) -> Iterator[str]:
     """What does not fit, in words."""
     saved = checkpoint['state_dict']
-    names = {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        names[id(parameter)] = name
         value = saved.get(name, saved.get(f'module.{name}'))
         if isinstance(value, Tensor) and value.shape != parameter.shape:
             yield (f'{name} is of {tuple(value.shape)} in the file and of '
                    f'{tuple(parameter.shape)} in the model')
-    if isinstance(optim_wrapper, OptimWrapperDict):
-        wrappers = [(wrapper, checkpoint['optimizer'].get(name))
-                    for name, wrapper in optim_wrapper.items()]
-    else:
-        wrappers = [(optim_wrapper, checkpoint['optimizer'])]
-    for wrapper, state in wrappers:
-        yield from _optimizer_misfits(state, wrapper.optimizer, names)
+    try:
+        # MMEngine takes things out of the dictionaries that it is given, and loads them again.
+        optim_wrapper.load_state_dict({
+            key: dict(value) if isinstance(value, dict) else value
+            for key, value in checkpoint['optimizer'].items()})
+    except Exception as error:
+        yield f'its optimizer cannot be loaded: {type(error).__name__}: {_first_line(error)}'
+    wrappers = (list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict)
+                else [optim_wrapper])
+    for wrapper in wrappers:
+        yield from _optimizer_misfits(wrapper.optimizer, names)
 
 
-def _optimizer_misfits(state: Any, optimizer: torch.optim.Optimizer,
-                       names: dict[int, str]) -> Iterator[str]:
-    kind = type(optimizer).__name__
-    groups = state.get('param_groups') if isinstance(state, dict) else None
-    if not isinstance(groups, list) or not isinstance(state.get('state'), dict) or not all(
-            isinstance(group, dict) and isinstance(group.get('params'), list) for group in groups):
-        yield f'its optimizer is no state of {kind}'
-        return
-    sizes = [[len(group['params']) for group in gs] for gs in (groups, optimizer.param_groups)]
-    if sizes[0] != sizes[1]:
-        yield (f'its optimizer holds groups of {sizes[0]} parameters, and this one has groups of '
-               f'{sizes[1]}')
-        return
-    for group in groups:
+def _optimizer_misfits(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> Iterator[str]:
+    """What an optimiser has loaded that would corrupt its memory, or make the weights NaN."""
+    same_shape = (type(optimizer).__module__.startswith('torch.optim.')
+                  and not isinstance(optimizer, OTHER_SHAPES))
+    for group in optimizer.param_groups:
         for key, default in optimizer.defaults.items():
             if isinstance(default, (float, tuple)) and key not in group:
-                yield f'its optimizer has no {key}, which {kind} needs'
+                yield f'its optimizer has no {key}, which {type(optimizer).__name__} needs'
         for key, value in group.items():
             if isinstance(value, float) and not math.isfinite(value):
                 yield f'its optimizer has {key} {value}'
-    parameters: dict[Any, Tensor] = {}
-    for saved_group, group in zip(groups, optimizer.param_groups, strict=True):
-        parameters.update(zip(saved_group['params'], group['params'], strict=True))
-    same_shape = (type(optimizer).__module__.startswith('torch.optim.')
-                  and not isinstance(optimizer, OTHER_SHAPES))
-    for index, values in state['state'].items():
-        if index not in parameters or not isinstance(values, dict):
-            yield f'its optimizer has a state for parameter {index}, which does not exist'
+    for parameter, values in optimizer.state.items():
+        if not isinstance(parameter, Tensor) or not isinstance(values, dict):
+            yield f'its optimizer has a state for parameter {parameter}, which does not exist'
             return
-        parameter = parameters[index]
-        name = names.get(id(parameter), str(index))
         for key, value in values.items():
-            what = f'{key} of {name}'
-            if isinstance(value, Tensor):
-                if same_shape and value.dim() and value.shape != parameter.shape:
-                    yield (f'{what} is of {tuple(value.shape)}, the parameter of '
-                           f'{tuple(parameter.shape)}')
-                elif same_shape and (
-                        not value.is_floating_point() or value.layout != torch.strided
-                        or value.untyped_storage().nbytes() < value.numel() * value.itemsize):
-                    yield f'{what} is of type {value.dtype} in an unexpected layout'
-                elif not all_finite(value):
-                    yield f'{what} holds NaN or infinity'
-            elif same_shape and not isinstance(value, (int, float, type(None))):
-                yield f'{what} is a {type(value).__name__}'
+            what = f'{key} of {names.get(id(parameter), "a parameter")}'
+            if not isinstance(value, Tensor):
+                if same_shape and not isinstance(value, (int, float, type(None))):
+                    yield f'{what} is a {type(value).__name__}'
+            elif same_shape and value.dim() and value.shape != parameter.shape:
+                yield (f'{what} is of {tuple(value.shape)}, the parameter of '
+                       f'{tuple(parameter.shape)}')
+            elif same_shape and (value.layout != torch.strided or
+                                 value.untyped_storage().nbytes() < value.numel() * value.itemsize):
+                yield f'{what} is in an unexpected layout'
+            elif not all_finite(value):
+                yield f'{what} holds NaN or infinity'
 
 
 def all_finite(value: Any) -> bool:
@@ -165,7 +154,7 @@ def all_finite(value: Any) -> bool:
     return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
-def tensors_within(content: Any, name: str = '') -> Iterable[tuple[str, Tensor]]:
+def tensors_within(content: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
     """All tensors of nested dictionaries, with the way to them as their names."""
     if isinstance(content, Tensor):
         yield name, content

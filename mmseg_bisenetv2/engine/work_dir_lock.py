@@ -18,6 +18,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = 'training.lock'
+# The open files by their paths. The system releases a process's lock when any file object of it is
+# closed, also that of an earlier training in the same process that was broken off.
+HELD: dict[str, IO[str]] = {}
 
 
 class WorkDirLockedError(RuntimeError):
@@ -36,9 +39,6 @@ class WorkDirLockHook(Hook):
 
     priority = 'HIGHEST'  # before anything is written
 
-    def __init__(self) -> None:
-        self.file: IO[str] | None = None
-
     def before_run(self, runner: Runner) -> None:
         """Takes the lock.
 
@@ -56,7 +56,7 @@ class WorkDirLockHook(Hook):
 
     def _take(self, path: str) -> str | None:
         """Takes the lock, or says who has it."""
-        file = open(path, 'a+')
+        file = HELD.get(path) or open(path, 'a+')
         file.seek(0)
         holder = _read(file)
         host = socket.gethostname()
@@ -74,15 +74,15 @@ class WorkDirLockHook(Hook):
         file.truncate(0)
         json.dump(dict(host=host, pid=os.getpid(), start=time.strftime('%Y-%m-%d %H:%M:%S')), file)
         file.flush()
-        self.file = file  # closing it would release the lock
+        HELD[path] = file
         return None
 
     def after_run(self, runner: Runner) -> None:
         """Gives the lock back."""
-        if self.file:
-            self.file.truncate(0)  # removing it would let two others lock an old and a new file
-            self.file.close()
-            self.file = None
+        file = HELD.pop(os.path.join(runner.work_dir, NAME), None)
+        if file:
+            file.truncate(0)  # removing it would let two others lock an old and a new file
+            file.close()
 
 
 def _read(file: IO[str]) -> dict[str, Any]:

@@ -3,17 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).with_name('crafted.py')
 
 
-@pytest.mark.parametrize('arguments, files', [
-    pytest.param(['--sample'], 40, id='sample'),
-    pytest.param([], 200, id='all', marks=pytest.mark.slow)])
-def test_crafted_checkpoints(arguments, files):
-    result = subprocess.run([sys.executable, '-W', 'ignore', SCRIPT, *arguments],
-                            capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_crafted_checkpoints():
+    result = subprocess.run([sys.executable, '-W', 'ignore', SCRIPT], capture_output=True,
+                            text=True, timeout=600, check=False)
     print(result.stdout)
-    assert f'| all | {files} |' in result.stdout
+    assert result.returncode == 0, result.stderr
+    assert '| all | 200 |' in result.stdout

@@ -18,14 +18,15 @@ from mmseg_bisenetv2.engine import CheckpointHook, ResumeError
 from mmseg_bisenetv2.engine.resume import check_resumable
 
 
-def choose(folder: Path, lines: list[str] | None = None) -> str | None:
+def choose(folder: Path, lines: list[str] | None = None,
+           hook: CheckpointHook | None = None) -> str | None:
     """What ``--resume`` takes in a work directory, and says of it."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     runner = SimpleNamespace(
         cfg=Config(dict(resume=True)), work_dir=str(folder),
         optim_wrapper=OptimWrapper(torch.optim.SGD([parameter], lr=0.1)),
         logger=SimpleNamespace(info=[].append if lines is None else lines.append))
-    CheckpointHook(by_epoch=False).before_run(runner)
+    (hook or CheckpointHook(by_epoch=False)).before_run(runner)
     return find_latest_checkpoint(str(folder))
 
 
@@ -72,6 +73,29 @@ def test_an_older_longer_run_in_the_same_folder_is_not_the_newest(numbers: Path)
     assert choose(numbers) == str(numbers / 'iter_30.pth')
 
 
+def test_other_names_of_checkpoints(tmp_path: Path) -> None:
+    names = dict(filename_tmpl='it_{:06d}.pth')
+    number_runner(tmp_path, 20, hook=names).train()
+    (tmp_path / 'last_checkpoint').unlink()
+    lines: list[str] = []
+    hook = CheckpointHook(by_epoch=False, **names)
+    assert choose(tmp_path, lines, hook) == str(tmp_path / 'it_000020.pth')
+
+
+def test_a_runner_that_was_built_in_python(numbers: Path, tmp_path: Path) -> None:
+    damage(numbers / 'iter_40.pth', 'torn')
+    runner = number_runner(numbers, 50, resume=True)  # its config does not say "resume"
+    runner.train()
+    assert runner.iter == 50
+    checkpoint = torch.load(numbers / 'iter_30.pth', weights_only=True)
+    checkpoint['optimizer']['state'][0]['momentum_buffer'] = torch.ones(3)
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    runner = number_runner(tmp_path / 'other', 50, resume=True,
+                           load_from=str(tmp_path / 'other.pth'))
+    with pytest.raises(ResumeError, match=r'other.pth cannot be resumed from.*is of \(3,\)'):
+        runner.train()
+
+
 def test_no_whole_checkpoint_is_an_error_with_the_remedy(numbers: Path) -> None:
     for i in (10, 20, 30, 40):
         damage(numbers / f'iter_{i}.pth', 'torn')
@@ -100,6 +124,18 @@ def test_a_new_checkpoint_comes_before_the_old_one_goes(
     assert seen == [('iter_10.pth', str(tmp_path / 'iter_30.pth')),
                     ('iter_20.pth', str(tmp_path / 'iter_40.pth'))]
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_30.pth', 'iter_40.pth']
+
+
+def test_what_is_new_reaches_the_disk_before_the_old_one_goes(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr('mmseg_bisenetv2.engine.checkpoint_hook.flush_to_disk',
+                        lambda path: seen.append(os.path.basename(path)))
+    monkeypatch.setattr(os, 'remove', lambda path: seen.append(f'remove {os.path.basename(path)}'))
+    number_runner(tmp_path, 20, hook=dict(max_keep_ckpts=1)).train()
+    assert seen == ['iter_10.pth', tmp_path.name, 'last_checkpoint', tmp_path.name,
+                    'iter_20.pth', tmp_path.name, 'last_checkpoint', tmp_path.name,
+                    'remove iter_10.pth']
 
 
 @pytest.fixture
@@ -134,6 +170,20 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r'state_dict\.weight'):
         runner.train()
     assert not list(tmp_path.glob('*.pth'))
+    averaged = dict(state_dict=dict(weight=torch.ones(1)),
+                    ema_state_dict=dict(weight=torch.tensor(float('nan'))))
+    with pytest.raises(FloatingPointError, match=r'ema_state_dict\.weight'):
+        CheckpointHook().before_save_checkpoint(runner, averaged)
+
+
+def test_last_checkpoint_on_a_full_disk(tmp_path: Path) -> None:
+    last = tmp_path / 'last_checkpoint'
+    last.symlink_to('/dev/full')
+    with pytest.raises(OSError, match='No space left') as error:
+        number_runner(tmp_path, 10).train()
+    assert error.value.filename == str(last)
+    assert not last.is_symlink()  # the file would be empty
+    assert choose(tmp_path) == str(tmp_path / 'iter_10.pth')
 
 
 def test_only_best_checkpoints_of_this_run_are_deleted(tmp_path: Path) -> None:
@@ -189,12 +239,11 @@ CHANGES = dict(
     iteration=lambda c: c['meta'].update(iter=10**30),
     negative=lambda c: c['meta'].update(iter=-1),
     text=lambda c: c['meta'].update(iter='4'),
+    seed=lambda c: c['meta'].update(seed=2**32),
     classes=lambda c: c['state_dict'].update(
         {'decode_head.conv_seg.weight': torch.zeros(9, 16, 1, 1)}),
     shape=lambda c: first_momentum(c).update(momentum_buffer=torch.zeros(1, 1, 3, 3)),
     infinite=lambda c: first_momentum(c)['momentum_buffer'].fill_(float('inf')),
-    integers=lambda c: first_momentum(c).update(
-        momentum_buffer=first_momentum(c)['momentum_buffer'].long()),
     expanded=lambda c: first_momentum(c).update(
         momentum_buffer=torch.zeros(1).expand_as(first_momentum(c)['momentum_buffer'])),
     words=lambda c: first_momentum(c).update(momentum_buffer='none'),
@@ -207,11 +256,13 @@ CHANGES = dict(
 WORDS = dict(
     optimizer='it holds no optimizer', message_hub='it holds no message_hub',
     iteration='its iter is 1000', negative='its iter is -1', text='its iter is 4',
+    seed='its seed is 4294967296',
     classes=r'conv_seg.weight is of \(9, 16, 1, 1\) in the file and of \(4, 16, 1, 1\)',
     shape=r'momentum_buffer of backbone.* is of \(1, 1, 3, 3\), the parameter of',
-    infinite='momentum_buffer of backbone.* holds NaN or infinity', integers='torch.int64',
+    infinite='momentum_buffer of backbone.* holds NaN or infinity',
     expanded='unexpected layout', words='is a str', stray='1000000, which does not exist',
-    fewer='groups of', rate='lr nan', adam='no momentum, which SGD needs', no_groups='no state of')
+    fewer='cannot be loaded: ValueError: .*size of optimizer', rate='lr nan',
+    adam='no momentum, which SGD needs', no_groups="cannot be loaded: KeyError: 'param_groups'")
 
 
 @pytest.mark.parametrize('change', CHANGES)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import LoggerHook
+from mmengine.hooks import CheckpointHook, LoggerHook
 from trainings import Process
 
 from mmseg_bisenetv2.engine import DivergenceError, DivergenceHook
@@ -75,6 +75,15 @@ def test_without_a_dynamic_scale_the_first_stops(options: dict) -> None:
     with pytest.raises(DivergenceError, match='iteration 4: loss nan'):
         for i in range(10):
             training.step(float('nan') if i == 3 else 1.0)
+
+
+def test_a_checkpoint_by_epochs_does_not_read_the_losses_in_every_iteration() -> None:
+    training = Trainings(scaler=False)
+    training.runner.hooks.append(CheckpointHook(by_epoch=True, interval=1))
+    with pytest.raises(DivergenceError, match='iteration 4: loss nan'):
+        for i in range(20):
+            training.step(float('nan') if i == 3 else 1.0)
+    assert training.runner.iter == 9
 
 
 def test_losses_are_looked_at_before_a_validation() -> None:
