@@ -63,7 +63,7 @@ def write_originals(folder):
             (converters.onnx_model(network, metadata), 'net.onnx', metadata),
             (converters.openvino_model(network, metadata), 'net.xml', metadata),
             (converters.torch_program(network, metadata), 'any.pt2', metadata),
-            (converters.torch_program(network, fixed, SIZE), 'net.pt2', fixed)):
+            (converters.torch_program(network, fixed), 'net.pt2', fixed)):
         converters.save_model(model, folder / name, kept)
 
 
