@@ -237,10 +237,10 @@ def _check_tree(spec: dict) -> None:
 
 def _check_expression(text: str) -> None:
     """Raises unless it is made of integers, symbols, comparisons and arithmetic."""
-    tree = ast.parse(SYMBOL.sub(r'\1', text[:MAX_EXPRESSION]), mode='eval')
-    if len(text) > MAX_EXPRESSION or not all(
-            isinstance(node, EXPRESSION_NODES)
-            or (isinstance(node, ast.Constant) and isinstance(node.value, int))
-            or (isinstance(node, ast.Name) and EXPRESSION_NAME.fullmatch(node.id))
-            for node in ast.walk(tree)):
+    good = len(text) <= MAX_EXPRESSION and all(
+        isinstance(node, EXPRESSION_NODES)
+        or (isinstance(node, ast.Constant) and isinstance(node.value, int))
+        or (isinstance(node, ast.Name) and EXPRESSION_NAME.fullmatch(node.id))
+        for node in ast.walk(ast.parse(SYMBOL.sub(r'\1', text), mode='eval')))
+    if not good:
         raise ValueError(f'its program has the expression {text[:80]!r}')

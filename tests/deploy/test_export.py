@@ -1,6 +1,9 @@
 import dataclasses
+import io
+import json
 import runpy
 import sys
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -195,6 +198,38 @@ def test_files_that_cannot_be_read(tmp_path, suffix):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f'a{suffix}'):
             Predictor(path, device='cpu')
+
+
+def write_members(path, **members):
+    """A .pt2 with these members alone."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in members.items():
+            archive.writestr(f'a/{name}', content)
+
+
+@pytest.mark.parametrize('text', [
+    "'s0' * 4_000_000_000", "Symbol('s0' * 2_000_000_000)", '(1, 1) * 2_000_000_000', '9**9**9**9',
+    '1 << 10**12', '-' * 90_000 + '1', 's0.__class__', 'exit()'])
+def test_expressions_are_refused_as_text(tmp_path, text):
+    """SymPy would evaluate them, and some fill the memory."""
+    graph = dict(nodes=[], sizes=[dict(expr_str=text)])
+    program = json.dumps(dict(graph_module=dict(graph=graph, module_call_graph=[])))
+    write_members(tmp_path / 'a.pt2', **{'models/model.json': program})
+    with pytest.raises(ValueError, match=r'a\.pt2 cannot be read: its program has the expression'):
+        read_exported_file(tmp_path / 'a.pt2')
+
+
+def test_pickles_of_older_pytorch_are_audited(tmp_path):
+    """PyTorch's weights_only would build the 2 GB that this one asks for."""
+    class Large:
+        def __reduce__(self):
+            return bytearray, (2**31, )
+
+    content = io.BytesIO()
+    torch.save(dict(weight=Large()), content)
+    write_members(tmp_path / 'a.pt2', **{'data/weights/model.pt': content.getvalue()})
+    with pytest.raises(ValueError, match=r'a\.pt2 cannot be read: .*bytearray'):
+        read_exported_file(tmp_path / 'a.pt2')
 
 
 def test_earlier_file_survives_a_failed_export(model, metadata, tmp_path):
