@@ -114,8 +114,8 @@ class ExportMetadata:
         # What the checkpoint says of the classes, then the config, then the data set itself.
         metas = (getattr(model, 'dataset_meta', None), dataset.get('metainfo'),
                  'type' in dataset and getattr(DATASETS.get(dataset['type']), 'METAINFO', None))
-        meta = next((meta for meta in metas if meta and len(meta.get('classes') or ()) == number),
-                    {})
+        meta: dict[str, Any] = next(
+            (meta for meta in metas if meta and len(meta.get('classes') or ()) == number), {})
         classes = tuple(meta.get('classes') or (f'class {i}' for i in range(number)))
         palette = meta.get('palette') or ()
         if len(palette) != number:

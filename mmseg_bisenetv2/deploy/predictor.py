@@ -267,9 +267,11 @@ def _from_exported_file(path: Path, checkpoint: str | os.PathLike | None,
     metadata, model = read_exported_file(path)
     if options.precision == 'auto' and metadata.precision != 'fp32':
         options = options._replace(precision=metadata.precision)
+    possible = PRECISIONS[options.backend]
     # The precision of an INT8 file, and of a PyTorch program, was fixed when it was exported.
-    precision = _choose_precision(options, ('int8', ) if metadata.precision == 'int8' else (
-        'fp32', ) if options.backend == 'torch' else PRECISIONS[options.backend])
+    if metadata.precision == 'int8' or options.backend == 'torch':
+        possible = (metadata.precision, )
+    precision = _choose_precision(options, possible)
     try:
         runtime = _start(model, precision, options)
         found = tuple(runtime(np.zeros((1, *(metadata.size or PROBE_SIZE), 3), np.uint8)).shape)
