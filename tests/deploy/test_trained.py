@@ -28,6 +28,7 @@ def rugd(request, tmp_path_factory):
             decode_head=dict(num_classes=25),
             auxiliary_head=[dict(h, num_classes=25) for h in _base_.model.auxiliary_head])
         test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+        test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
     '''))
     model = init_model(str(config), str(weights), device='cpu')
     model.keep_logits = True  # MMSegmentation's own way
