@@ -496,6 +496,16 @@ def test_one_mean_for_all_channels(tmp_path):
     assert all(np.array_equal(single(image()), expected) for expected in labels)
 
 
+@pytest.mark.parametrize('with_cp', ['activations', 'stages'])
+def test_network_that_was_trained_with_checkpointing(tmp_path, with_cp):
+    """It is converted all the same; the tracer of PyTorch cannot follow the checkpoints."""
+    cfg = Config.fromfile(write(tmp_path)[0])
+    cfg.model.backbone.with_cp = cfg.model.decode_head.with_cp = with_cp
+    labels = [Predictor(cfg, tmp_path / 'small.pth', backend=backend, precision='fp32',
+                        device='cpu')(image()) for backend in ('openvino', 'torch')]
+    assert (labels[0] == labels[1]).mean() >= 0.999
+
+
 @pytest.mark.parametrize('channels', [1, 4])
 def test_images_of_other_channels_are_refused(tmp_path, channels):
     cfg = Config.fromfile(write(tmp_path)[0])
