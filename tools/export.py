@@ -60,18 +60,13 @@ def main() -> None:
                         help='with --val; default: %(default)s')
     args = parser.parse_args()
     size = tuple(args.size) if args.size else None
-    if not args.out.endswith(('.onnx', '.xml', '.pt2')):
-        parser.error(f'{args.out}: expected a name that ends in .onnx, .xml or .pt2; '
-                     'a TensorRT engine is made from the .onnx by trtexec')
-    if args.precision == 'int8' and not args.calibrate:
-        parser.error("--precision int8 needs --calibrate 'train/*.png'")
     truths = None
     try:
         calibration = spread(find_images(args.calibrate), args.calibrate_number)
         images: list[Any] = find_images(args.images or [])
         model = init_model(args.config, args.checkpoint, device='cpu')
-        metadata = dataclasses.replace(
-            ExportMetadata.from_model(model, args.checkpoint), precision=args.precision)
+        metadata = ExportMetadata.from_model(model, args.checkpoint)
+        own = dataclasses.replace(metadata, precision=args.precision, size=size)
     except (CheckpointError, OSError, ValueError) as error:
         sys.exit(str(error))
     what = 'pictures'
@@ -86,8 +81,8 @@ def main() -> None:
             0, 256, (*(size or (512, 1024)), 3), dtype=np.uint8)]
     try:
         figures = export_and_verify(
-            model, metadata, args.out, images, size, args.raw,
-            calibration, args.min_agreement, truths, args.max_miou_drop)
+            model, own, args.out, images, args.raw, calibration, args.min_agreement, truths,
+            args.max_miou_drop)
     except (DisagreementError, ImportError, TypeError, ValueError) as error:
         sys.exit(str(error))
     print(f'{args.out}: {figures["size_mb"]:.1f} MB, {args.precision}')

@@ -48,11 +48,12 @@ class PickledObject:
     is_built: bool = False  # by a call, or a storage: perhaps a tensor
 
 
-def audit_zip(path: str) -> None:
+def audit_zip(file: str | IO[bytes]) -> None:
     """Refuses an archive that grows when it is read, then audits the pickles in it."""
-    with zipfile.ZipFile(path) as archive:
+    size = os.path.getsize(file) if isinstance(file, str) else file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        size, content = os.path.getsize(path), sum(member.file_size for member in members)
+        content = sum(member.file_size for member in members)
         if content > MAX_INFLATION * size:
             raise CheckpointError(f'{size} bytes claim to hold {content}')
         for member in members:

@@ -16,8 +16,7 @@ from mmseg_bisenetv2.deploy.network import FrameNetwork, ImageNetwork, LabelNetw
 from mmseg_bisenetv2.deploy.runtimes import import_optional
 
 OPSET = 18
-Size = tuple[int, int] | None  # (height, width) of the frames; None: any size, and any batch
-TRACED_SIZE = (96, 160)  # with which a graph for any size is traced: any will do
+TRACED_SIZE = (96, 160)  # (height, width) with which a graph for any size is traced
 # These layers, 7 % of the multiplications, stay in floating point. The first convolution would pass
 # on what quantising the image loses, and in the semantic branch every addition and multiplication
 # would be quantised once more. Quantising the first costs 0.4 to 0.8 % of the labels, quantising a
@@ -35,48 +34,44 @@ NOT_QUANTISED = [r'.*backbone\.detail\.detail_branch\.0\.0\..*',
 OUTLIERS = 5e-5
 
 
-def example_frames(size: Size) -> Tensor:
-    """Frames (1, H, W, 3) to trace with."""
-    return torch.zeros(1, *(size or TRACED_SIZE), 3, dtype=torch.uint8)
-
-
-def onnx_model(network: FrameNetwork, metadata: ExportMetadata, size: Size = None) -> Any:
+def onnx_model(network: FrameNetwork, metadata: ExportMetadata) -> Any:
     """An ONNX model: 'frames' (N, H, W, 3) uint8 BGR -> 'labels' (N, H, W) uint8.
 
     Args:
         network: In float32.
-        metadata: Goes into the model's metadata.
-        size: (height, width) of the frames; any by default, N too.
+        metadata: Goes into the model. Without a ``size`` in it, the model takes any size and batch.
 
     Returns:
         An ``onnx.ModelProto`` with a tensor 'logits' (N, C, H/8, W/8) inside.
     """
-    return _to_onnx(
-        LabelNetwork(network, metadata.align_corners), example_frames(size), metadata,
-        inputs=dict(frames={0: 'n', 1: 'height', 2: 'width'}), outputs=['labels', 'logits'],
-        dynamic=size is None)
+    return _to_onnx(LabelNetwork(network, metadata.align_corners), _example_frames(metadata),
+                    metadata, dict(frames={0: 'n', 1: 'height', 2: 'width'}), ['labels', 'logits'])
 
 
-def raw_onnx_model(network: ImageNetwork, metadata: ExportMetadata, size: Size = None) -> Any:
+def raw_onnx_model(network: ImageNetwork, metadata: ExportMetadata) -> Any:
     """An ONNX model: 'images' (N, 3, H, W) normalised float32 -> 'logits' (N, C, H/8, W/8).
 
     The arguments are those of :func:`onnx_model`.
     """
-    return _to_onnx(
-        network, torch.zeros(1, 3, *(size or TRACED_SIZE)), metadata,
-        inputs=dict(images={0: 'n', 2: 'height', 3: 'width'}), outputs=['logits'],
-        dynamic=size is None)
+    images = torch.zeros(1, 3, *(metadata.size or TRACED_SIZE))
+    return _to_onnx(network, images, metadata, dict(images={0: 'n', 2: 'height', 3: 'width'}),
+                    ['logits'])
+
+
+def _example_frames(metadata: ExportMetadata) -> Tensor:
+    """Frames (1, H, W, 3) to trace with."""
+    return torch.zeros(1, *(metadata.size or TRACED_SIZE), 3, dtype=torch.uint8)
 
 
 def _to_onnx(network: nn.Module, sample: Tensor, metadata: ExportMetadata, inputs: dict,
-             outputs: list[str], dynamic: bool) -> Any:
+             outputs: list[str]) -> Any:
     onnx = import_optional('onnx')
     import_optional('onnxscript')
     with _quiet():
         program = torch.onnx.export(
             network.eval(), (sample, ), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=list(inputs), output_names=outputs,
-            dynamic_shapes=tuple(inputs.values()) if dynamic else None)
+            dynamic_shapes=None if metadata.size else tuple(inputs.values()))
     assert program is not None  # It is None where a file is written.
     model = program.model_proto
     for output in list(model.graph.output)[1:]:  # The logits stay inside, under their name.
@@ -104,27 +99,34 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def openvino_model(network: FrameNetwork, metadata: ExportMetadata, size: Size = None) -> Any:
+def openvino_model(network: FrameNetwork, metadata: ExportMetadata,
+                   calibration: Sequence[np.ndarray] = ()) -> Any:
     """An ``openvino.Model``: 'frames' (N, H, W, 3) uint8 BGR -> 'labels' (N, H, W) uint8.
 
-    The arguments are those of :func:`onnx_model`. It has a tensor 'logits' (N, C, H/8, W/8) inside.
+    In INT8 detail branch, decode head and the aggregation's two large convolutions are quantised,
+    93 % of the multiplications.
+
+    Args:
+        network: In float32.
+        metadata: Goes into the model. Without a ``size`` in it, the model takes any size and batch.
+        calibration: Frames (H, W, 3), uint8, BGR, at the size that the network will see, to
+            quantise with where the precision is INT8; a few dozen are enough.
+
+    Returns:
+        A model with a tensor 'logits' (N, C, H/8, W/8) inside.
     """
-    return with_labels(openvino_logits(network, size), metadata)
-
-
-def openvino_logits(network: FrameNetwork, size: Size = None) -> Any:
-    """The part of :func:`openvino_model` up to the logits, which alone is quantised."""
     openvino = import_optional('openvino')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # The tracer warns of constants that are really constant.
-        model = openvino.convert_model(network.eval(), example_input=example_frames(size))
-    model.reshape([1, *size, 3] if size else [-1, -1, -1, 3])
+        model = openvino.convert_model(network.eval(), example_input=_example_frames(metadata))
+    model.reshape([1, *metadata.size, 3] if metadata.size else [-1, -1, -1, 3])
     model.input(0).set_names({'frames'})
-    model.output(0).set_names({'logits'})
-    return model
+    if metadata.precision == 'int8':
+        model = _quantise(model, calibration)
+    return _with_labels(model, metadata)
 
 
-def with_labels(model: Any, metadata: ExportMetadata) -> Any:
+def _with_labels(model: Any, metadata: ExportMetadata) -> Any:
     """Appends resizing and argmax to an OpenVINO model that gives logits; see LabelNetwork."""
     openvino = import_optional('openvino')
     ops = import_optional('openvino.opset13')
@@ -146,20 +148,7 @@ def with_labels(model: Any, metadata: ExportMetadata) -> Any:
     return result
 
 
-def quantise(network: FrameNetwork, metadata: ExportMetadata, frames: Sequence[np.ndarray],
-             size: Size = None) -> Any:
-    """An ``openvino.Model`` in INT8, calibrated on frames; see :func:`openvino_model`.
-
-    Detail branch, decode head and the aggregation's two large convolutions are in INT8, 93 % of the
-    multiplications.
-
-    Args:
-        network: In float32.
-        metadata: Goes into the model's rt_info.
-        frames: Calibration frames (H, W, 3), uint8, BGR, at the size that the network will see; a
-            few dozen are enough.
-        size: As for :func:`openvino_model`.
-    """
+def _quantise(model: Any, frames: Sequence[np.ndarray]) -> Any:
     nncf = import_optional('nncf')
     nncf.set_log_level(logging.ERROR)  # It would print a line for each layer that is left out.
     advanced = import_optional('nncf.quantization.advanced_parameters')
@@ -170,42 +159,30 @@ def quantise(network: FrameNetwork, metadata: ExportMetadata, frames: Sequence[n
     # Bias correction costs up to 1 % of the labels. The overflow fix takes one bit from the weights
     # of the first quantised layer; it is meant for a layer that reads the image, and here that one
     # is not quantised.
-    model = nncf.quantize(
-        openvino_logits(network, size),
-        nncf.Dataset(frames, lambda frame: np.ascontiguousarray(frame)[None]),
+    return nncf.quantize(
+        model, nncf.Dataset(frames, lambda frame: np.ascontiguousarray(frame)[None]),
         preset=nncf.QuantizationPreset.MIXED, subset_size=len(frames),
         ignored_scope=nncf.IgnoredScope(patterns=NOT_QUANTISED),
         advanced_parameters=advanced.AdvancedQuantizationParameters(
             disable_bias_correction=True, overflow_fix=advanced.OverflowFix.DISABLE,
             activations_range_estimator_params=ranges.RangeEstimatorParameters(bound, bound)))
-    return with_labels(model, metadata)
 
 
-def torch_program(network: FrameNetwork, metadata: ExportMetadata,
-                  size: Size = None) -> torch.export.ExportedProgram:
+def torch_program(network: FrameNetwork,
+                  metadata: ExportMetadata) -> torch.export.ExportedProgram:
     """A ``torch.export`` program: frames (1, H, W, 3) uint8 -> labels and logits.
 
-    Args:
-        network: In float32.
-        metadata: Says how logits are resized.
-        size: (height, width) of the frames. By default any from 33x33: a side of less gives the
-            context a size of one, which broadcasts, and that would be another graph. The batch is
-            fixed to 1 for the same reason.
+    Without a size in the metadata it takes any from 33x33: a side of less gives the context a size
+    of one, which broadcasts, and that would be another graph. The batch is 1 for the same reason.
     """
     auto = torch.export.Dim.AUTO
     return torch.export.export(
-        LabelNetwork(network, metadata.align_corners).eval(), (example_frames(size), ),
-        dynamic_shapes=None if size else ({1: auto, 2: auto}, ))
+        LabelNetwork(network, metadata.align_corners).eval(), (_example_frames(metadata), ),
+        dynamic_shapes=None if metadata.size else ({1: auto, 2: auto}, ))
 
 
 def save_model(model: Any, path: str | Path, metadata: ExportMetadata) -> list[Path]:
-    """Writes any of these models, and returns the files.
-
-    Args:
-        model: An ONNX, OpenVINO or torch.export model.
-        path: Ends in .onnx, .xml or .pt2.
-        metadata: For the archive of ``torch.export``; the others have it inside.
-    """
+    """Writes any of these models, as its suffix says: .onnx, .xml or .pt2. Returns the files."""
     path = Path(path)
     if path.suffix == '.onnx':
         import_optional('onnx').save(model, path)

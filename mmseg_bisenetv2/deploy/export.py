@@ -1,5 +1,4 @@
 """What tools/export.py does: convert, run the file in its runtime, compare it, keep it or not."""
-import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -34,18 +33,17 @@ class DisagreementError(RuntimeError):
 
 def export_and_verify(
         model: EncoderDecoder, metadata: ExportMetadata, path: str | Path,
-        pictures: Sequence[str | Path | np.ndarray], size: tuple[int, int] | None = None,
-        raw: bool = False, calibration: Sequence[str | Path | np.ndarray] = (),
+        pictures: Sequence[str | Path | np.ndarray], raw: bool = False,
+        calibration: Sequence[str | Path | np.ndarray] = (),
         min_agreement: float | None = None, truths: Sequence[np.ndarray] | None = None,
         max_miou_drop: float = 0.5) -> dict[str, Any]:
     """Exports, runs the file in its runtime, and keeps it if it agrees.
 
     Args:
         model: What ``mmseg.apis.init_model`` returned.
-        metadata: Of it; its ``precision`` is that of the file.
+        metadata: Of it; ``precision`` and ``size`` are those of the file.
         path: Ends in .onnx, .xml or .pt2.
         pictures: Paths, or arrays (H, W, 3), uint8, BGR, to compare on.
-        size: (height, width) of the frames; any by default.
         raw: Normalised images in and logits out; for .onnx only.
         calibration: Pictures to quantise with, where ``precision`` is 'int8'.
         min_agreement: In per cent; by default MIN_AGREEMENT.
@@ -61,14 +59,14 @@ def export_and_verify(
     """
     path, precision = Path(path), metadata.precision
     if path.suffix not in ('.onnx', '.xml', '.pt2'):
-        raise ValueError(f'{path}: expected a name that ends in .onnx, .xml or .pt2')
+        raise ValueError(f'{path}: expected a name that ends in .onnx, .xml or .pt2. A TensorRT '
+                         'engine is made from the .onnx by trtexec')
     if raw and path.suffix != '.onnx':
         raise ValueError(f'{path}: raw export is for .onnx')
     if precision != 'fp32' and path.suffix != '.xml':
         raise ValueError(f'{path}: {precision} is for OpenVINO, .xml')
     if precision == 'int8' and not calibration:
         raise ValueError("INT8 needs pictures to calibrate on: --calibrate 'train/*.png'")
-    metadata = dataclasses.replace(metadata, size=size)
     network = FrameNetwork(model)
 
     def frame(picture: str | Path | np.ndarray) -> np.ndarray:
@@ -79,19 +77,17 @@ def export_and_verify(
     # One that cannot be read is noticed before the conversion, which takes minutes in INT8.
     frames, calibration_frames = list(map(frame, pictures)), list(map(frame, calibration))
     if path.suffix == '.onnx':
-        built = (converters.raw_onnx_model(ImageNetwork(model), metadata, size) if raw else
-                 converters.onnx_model(network, metadata, size))
+        built = (converters.raw_onnx_model(ImageNetwork(model), metadata) if raw else
+                 converters.onnx_model(network, metadata))
     elif path.suffix == '.pt2':
-        built = converters.torch_program(network, metadata, size)
-    elif precision == 'int8':
-        built = converters.quantise(network, metadata, calibration_frames, size)
+        built = converters.torch_program(network, metadata)
     else:
-        built = converters.openvino_model(network, metadata, size)
+        built = converters.openvino_model(network, metadata, calibration_frames)
     path.parent.mkdir(parents=True, exist_ok=True)
     # An earlier file of this name stays until the new one is known to be right.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         files = converters.save_model(built, Path(folder, path.name), metadata)
-        run = _raw_runner(files[-1], model) if raw else frame_runner(files[-1], precision)
+        run = _raw_runner(files[-1], model) if raw else _frame_runner(files[-1], precision)
         figures = _compare(path, run, network, metadata, frames, truths)
         least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
         if not figures['agreement'] >= least:
@@ -142,21 +138,14 @@ def _compare(path: Path, run: FrameRunner, network: FrameNetwork, metadata: Expo
                 **{name: mean_iou(confusion) for name, confusion in counts.items()})
 
 
-def frame_runner(path: str | Path, precision: str = 'fp32') -> FrameRunner:
-    """An exported file in its runtime, used as somebody without this package would use it.
-
-    Args:
-        path: Ends in .onnx, .xml or .pt2.
-        precision: For OpenVINO.
-    """
-    path = Path(path)
+def _frame_runner(path: Path, precision: str) -> FrameRunner:
+    """An exported file in its runtime, used as somebody without this package would use it."""
     if path.suffix == '.onnx':
         session = import_optional('onnxruntime').InferenceSession(
             path, providers=['CPUExecutionProvider'])
         return lambda frame: (session.run(['labels'], {'frames': frame[None]})[0][0], None)
     if path.suffix == '.xml':
-        compiled = openvino_core().compile_model(
-            path, 'CPU', openvino_config(precision))
+        compiled = openvino_core().compile_model(path, 'CPU', openvino_config(precision))
         return lambda frame: (compiled(frame[None])['labels'][0].copy(), None)
     # Read by this package's reader, which shows that Predictor will accept it.
     program = read_exported_file(path)[1].module()

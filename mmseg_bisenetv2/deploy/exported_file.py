@@ -8,10 +8,11 @@ What is trusted, and what is not:
 * A ``.pt2`` is what ``torch.export.load`` reads, and PyTorch says of it "never load data from an
   untrusted source": guards are executed as Python, symbolic sizes are evaluated by SymPy, names of
   nodes become source code, and example inputs are unpickled. So PyTorch never sees the file itself.
-  It is given a new archive, built here from the members that are known, after the program has
-  been read as JSON: its operators are on a list, its names are identifiers, its expressions are
-  integers, symbols and arithmetic, its tensors have no more numbers than bytes. Guards, notes and
-  example inputs are left out. Anything else is refused.
+  It is given a new archive, built here from the members that are known, once each and without
+  example inputs. The program has been read as JSON before: it is refused unless its operators are
+  on a list, its names are identifiers, its expressions are integers, symbols and arithmetic, and
+  its tensors have no more numbers than bytes. Its guards and notes are emptied. Pickles of older
+  PyTorch pass the audit of checkpoints, too.
 * What an honest file may do, a crafted one may: a network can be as large and slow as its author
   likes, and the labels mean what the metadata says.
 """
@@ -22,17 +23,16 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmseg_bisenetv2.checkpoints.audit import audit_zip
 from mmseg_bisenetv2.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata
 from mmseg_bisenetv2.deploy.runtimes import import_optional, openvino_core
 
-# The text of the metadata, and what gives the model
-ReaderResult = tuple[str | None, Callable[[], Any]]
 REFUSED_OPERATORS = {  # with bodies of their own, or randomness
     'If', 'Loop', 'Scan', 'SequenceMap', 'TensorIterator', 'RandomNormal', 'RandomUniform',
     'RandomNormalLike', 'RandomUniformLike', 'Multinomial', 'Bernoulli'}
@@ -40,15 +40,14 @@ REFUSED_OPERATORS = {  # with bodies of their own, or randomness
 MAX_INFLATION = 2
 # The members of a .pt2, below the archive's own name, by what is done with them.
 PROGRAM = {'models/model.json', 'serialized_exported_program.json'}
-TENSORS = re.compile(r'data/(weights/weight|constants/tensor)_\d+')
 TENSOR_CONFIGS = {'data/weights/model_weights_config.json',
                   'data/constants/model_constants_config.json'}
 PICKLES = {'data/weights/model.pt', 'data/constants/model.pt', 'serialized_state_dict.pt',
            'serialized_constants.pt', 'serialized_example_inputs.pt'}  # of PyTorch 2.8 and before
 EXAMPLE_INPUTS = 'data/sample_inputs/model.pt'
 METADATA = {f'extra/{METADATA_FILE}', f'extra_files/{METADATA_FILE}'}
-MARKS = {'archive_format', 'archive_version', 'byteorder', 'version', '.data/version',
-         '.data/serialization_id'}
+PLAIN = re.compile(r'data/(weights/weight|constants/tensor)_\d+|archive_format|archive_version'
+                   r'|byteorder|(\.data/)?version|\.data/serialization_id')
 # What a program may call: sizes, and what convolutional networks are made of.
 OPERATOR = re.compile(r'_operator\.(add|sub|mul|floordiv|mod|neg|eq|ne|ge|gt|le|lt)'
                       r'|torch\.ops\.aten\.(\w+?)_?\.\w+')
@@ -64,12 +63,14 @@ ATEN = set('''
 NAME, PATH = re.compile(r'\w*', re.ASCII), re.compile(r'[\w.+]*', re.ASCII)
 PATH_KEYS = {'fqn', 'target', 'parameter_name', 'buffer_name', 'tensor_constant_name',
              'torch_version'}
-# Powers and shifts are not among them: a few characters of those make numbers that fill the memory.
-EXPRESSION_NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Add, ast.Sub, ast.Mult,
-                    ast.FloorDiv, ast.Mod, ast.USub, ast.cmpop, ast.Load, ast.keyword)
-FUNCTIONS = {'Symbol', 'Integer', 'Add', 'Mul', 'FloorDiv', 'CeilDiv', 'Mod', 'PythonMod', 'Max',
-             'Min'}
-SYMBOL = re.compile(r'[su]\d+')
+# Powers and shifts are not among them, nor texts and tuples, which can be multiplied: a few
+# characters of those fill the memory.
+EXPRESSION_NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.Load,
+                    ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.USub, ast.cmpop)
+EXPRESSION_NAME = re.compile(
+    r'[su]\d+|Integer|Add|Mul|FloorDiv|CeilDiv|Mod|PythonMod|Max|Min', re.ASCII)
+SYMBOL = re.compile(r"\bSymbol\('([su]\d+)'(, (positive|integer)=True)*\)", re.ASCII)
+MAX_EXPRESSION = 2000  # characters; the longest of BiSeNetV2 has 226
 
 
 def read_exported_file(path: str | Path) -> tuple[ExportMetadata, Any]:
@@ -88,13 +89,13 @@ def read_exported_file(path: str | Path) -> tuple[ExportMetadata, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'No file {path}')
-    reader = {'.onnx': _read_onnx, '.xml': _read_openvino, '.pt2': _read_program}[path.suffix]
+    read = {'.onnx': _read_onnx, '.xml': _read_openvino, '.pt2': _read_program}[path.suffix]
     try:
-        text, load = reader(path)
+        text, model = read(path)
         metadata = ExportMetadata.from_json(text)
         if metadata.precision != 'fp32' and path.suffix != '.xml':
             raise ValueError(f'it says {metadata.precision}, which only an OpenVINO file can be')
-        return metadata, load()
+        return metadata, model
     except ImportError:
         raise
     except Exception as error:  # Each library raises its own.
@@ -107,7 +108,7 @@ def short_reason(error: Exception) -> str:
     return (text if ' ' in text else f'{type(error).__name__} {text}')[:400]
 
 
-def _read_onnx(path: Path) -> ReaderResult:
+def _read_onnx(path: Path) -> tuple[str | None, Any]:
     model = import_optional('onnx').load(path, load_external_data=False)
     attributes = [item for node in model.graph.node for item in node.attribute]
     tensors = [*model.graph.initializer, *(item.t for item in attributes)]
@@ -118,15 +119,14 @@ def _read_onnx(path: Path) -> ReaderResult:
             for item in attributes):
         raise ValueError('it has functions or sparse weights, which no exported network has')
     _refuse_operators(node.op_type for node in model.graph.node)
-    text = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
-    return text, lambda: model
+    return {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY), model
 
 
-def _read_openvino(path: Path) -> ReaderResult:
+def _read_openvino(path: Path) -> tuple[str | None, Any]:
     model = openvino_core().read_model(path)
     _refuse_operators(operator.get_type_name() for operator in model.get_ops())
     has_text = model.has_rt_info(METADATA_KEY)
-    return model.get_rt_info(METADATA_KEY).astype(str) if has_text else None, lambda: model
+    return model.get_rt_info(METADATA_KEY).astype(str) if has_text else None, model
 
 
 def _refuse_operators(names: Iterable[str]) -> None:
@@ -134,19 +134,7 @@ def _refuse_operators(names: Iterable[str]) -> None:
         raise ValueError(f'it has the operators {sorted(found)}, which no exported network has')
 
 
-def _read_program(path: Path) -> ReaderResult:
-    members = _checked_members(path)
-    text = next((data for name, data in members.items() if name.endswith(METADATA_FILE)), None)
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, 'w') as file:
-        for name, data in members.items():
-            file.writestr(name, data)
-    archive.seek(0)
-    return None if text is None else text.decode(), lambda: torch.export.load(archive)
-
-
-def _checked_members(path: Path) -> dict[str, bytes]:
-    """The members of a .pt2 by name, each known and checked."""
+def _read_program(path: Path) -> tuple[str | None, Any]:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         size, content = path.stat().st_size, sum(entry.file_size for entry in entries)
@@ -157,33 +145,44 @@ def _checked_members(path: Path) -> dict[str, bytes]:
         folder = '' if 'version' in archive.namelist() else 'model/'
         members = {entry.filename.partition('/')[2] if folder else entry.filename:
                    archive.read(entry) for entry in entries}
-    if len({name.casefold() for name in members}) != len(entries):
-        raise ValueError('members of its archive have the same name, in upper or lower case')
-    sizes = {name: len(data) for name, data in members.items()}
-    return {folder + name: _checked_member(name, data, sizes) for name, data in members.items()}
+    text, known = None, io.BytesIO()
+    with zipfile.ZipFile(known, 'w') as file:
+        for name, data in members.items():
+            if name in PROGRAM:
+                data = json.dumps(_checked_program(json.loads(data))).encode()
+            elif name in TENSOR_CONFIGS:
+                _check_tensors(name, members)
+            elif name in PICKLES:
+                _check_pickle(name, data)
+            elif name in METADATA:
+                text = data.decode()
+            elif name == EXAMPLE_INPUTS:
+                data = b''  # Nobody needs them, but PyTorch expects the member.
+            elif not PLAIN.fullmatch(name):
+                continue
+            file.writestr(folder + name, data)
+    known.seek(0)
+    return text, torch.export.load(known)
 
 
-def _checked_member(name: str, data: bytes, sizes: dict[str, int]) -> bytes:
-    if name in PROGRAM:
-        return json.dumps(_checked_program(json.loads(data))).encode()
-    if name in TENSOR_CONFIGS:
-        folder = name.rpartition('/')[0]
-        for entry in json.loads(data)['config'].values():
-            if entry['use_pickle']:
-                raise ValueError(f'{name} holds pickled objects')
-            numel = math.prod(side['as_int'] for side in entry['tensor_meta']['sizes'])
-            if not 0 <= numel <= sizes[f'{folder}/{entry["path_name"]}']:
-                raise ValueError(f'a tensor of {entry["path_name"]} is larger than its bytes')
-    elif name in PICKLES:
-        try:
-            torch.load(io.BytesIO(data), weights_only=True)
-        except pickle.UnpicklingError:  # Its text advises to load with weights_only=False.
-            raise ValueError(f'{name} holds more than tensors') from None
-    elif name == EXAMPLE_INPUTS:
-        return b''  # Nobody needs them.
-    elif name not in METADATA | MARKS and not TENSORS.fullmatch(name):
-        raise ValueError(f'its archive has a member {name[:80]!r}, which no exported network has')
-    return data
+def _check_tensors(name: str, members: dict[str, bytes]) -> None:
+    """Raises if a tensor is pickled, or larger than the member that holds its bytes."""
+    for entry in json.loads(members[name])['config'].values():
+        if entry['use_pickle']:
+            raise ValueError(f'{name} holds pickled objects')
+        numbers = math.prod(side['as_int'] for side in entry['tensor_meta']['sizes'])
+        content = members[f'{name.rpartition("/")[0]}/{entry["path_name"]}']
+        if not 0 <= numbers <= len(content):
+            raise ValueError(f'a tensor of {entry["path_name"]} is larger than its bytes')
+
+
+def _check_pickle(name: str, data: bytes) -> None:
+    """Raises if PyTorch, which would load anything here, would find more than tensors."""
+    audit_zip(io.BytesIO(data))
+    try:
+        torch.load(io.BytesIO(data), weights_only=True)
+    except pickle.UnpicklingError:  # Its text advises to load with weights_only=False.
+        raise ValueError(f'{name} holds more than tensors') from None
 
 
 def _checked_program(program: dict) -> dict:
@@ -238,17 +237,10 @@ def _check_tree(spec: dict) -> None:
 
 def _check_expression(text: str) -> None:
     """Raises unless it is made of integers, symbols, comparisons and arithmetic."""
-    if len(text) > 2000:
-        raise ValueError('its program has an expression of more than 2000 characters')
-    for node in ast.walk(ast.parse(text, mode='eval')):
-        if isinstance(node, ast.Constant):  # a number, or the name and the kind of a symbol
-            good = (SYMBOL.fullmatch(node.value) if isinstance(node.value, str) else
-                    isinstance(node.value, int) and abs(node.value) < 2**63)
-        elif isinstance(node, ast.Call):
-            good = isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS
-        elif isinstance(node, ast.Name):
-            good = node.id in FUNCTIONS or SYMBOL.fullmatch(node.id)
-        else:
-            good = isinstance(node, EXPRESSION_NODES)
-        if not good:
-            raise ValueError(f'its program has the expression {text[:80]!r}')
+    good = len(text) <= MAX_EXPRESSION and all(
+        isinstance(node, EXPRESSION_NODES)
+        or (isinstance(node, ast.Constant) and isinstance(node.value, int))
+        or (isinstance(node, ast.Name) and EXPRESSION_NAME.fullmatch(node.id))
+        for node in ast.walk(ast.parse(SYMBOL.sub(r'\1', text), mode='eval')))
+    if not good:
+        raise ValueError(f'its program has the expression {text[:80]!r}')

@@ -3,7 +3,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,6 @@ METADATA_KEY = 'mmseg_bisenetv2'  # in an ONNX file and in an OpenVINO IR
 METADATA_FILE = 'mmseg_bisenetv2.json'  # in a torch.export archive
 FORMAT_VERSION = 1  # files without one were written before there were versions, and are the same
 MAX_SIDE = 65535  # of a picture; JPEG has no larger ones
-MAX_TEXT = 1_000_000  # characters; 256 classes with long names take 20,000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +57,23 @@ class ExportMetadata:
 
     def __post_init__(self) -> None:
         number = len(self.classes) if isinstance(self.classes, tuple) else 0
-        size = f'None or two numbers from 1 to {MAX_SIDE}'
-        checks = dict(
-            classes=(2 <= number <= 256 and all(isinstance(name, str) for name in self.classes),
-                     '2 to 256 names'),
-            palette=(_is_palette(self.palette, number),
-                     f'three numbers from 0 to 255 for each of {number} classes'),
-            scale=(_is_size(self.scale), size),
-            size=(_is_size(self.size), size),
-            keep_ratio=(isinstance(self.keep_ratio, bool), 'true or false'),
-            align_corners=(isinstance(self.align_corners, bool), 'true or false'),
-            precision=(self.precision in ('fp32', 'bf16', 'int8'), 'fp32, bf16 or int8'),
-            config=(isinstance(self.config, str | None), 'a name or None'),
-            checkpoint=(isinstance(self.checkpoint, str | None), 'a name or None'),
-            sha256=(isinstance(self.sha256, str | None), 'a checksum or None'))
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise ValueError(
-                    f'{name} is {str(getattr(self, name))[:80]}, expected {expected}')
+        size = f'None or two numbers from 1 to {MAX_SIDE}', lambda value: (
+            value is None or _are_numbers(value, 2, 1, MAX_SIDE))
+        flag = 'true or false', lambda value: isinstance(value, bool)
+        text = 'a text or None', lambda value: isinstance(value, str | None)
+        checks: dict[str, tuple[str, Callable[[Any], bool]]] = dict(
+            classes=('2 to 256 names', lambda value: (
+                2 <= number <= 256 and all(isinstance(name, str) for name in value))),
+            palette=(f'three numbers from 0 to 255 for each of {number} classes', lambda value: (
+                isinstance(value, tuple) and len(value) == number
+                and all(_are_numbers(colour, 3, 0, 255) for colour in value))),
+            precision=('fp32, bf16 or int8', lambda value: value in ('fp32', 'bf16', 'int8')),
+            scale=size, size=size, keep_ratio=flag, align_corners=flag,
+            config=text, checkpoint=text, sha256=text)
+        for name, (expected, is_good) in checks.items():
+            value = getattr(self, name)
+            if not is_good(value):
+                raise ValueError(f'{name} is {str(value)[:80]}, expected {expected}')
 
     def to_json(self) -> str:
         """As text for a file."""
@@ -88,16 +86,12 @@ class ExportMetadata:
         Raises:
             ValueError: If that is nothing which this package wrote.
         """
-        advice = 'It was not written by tools/export.py of this version. Export the network anew'
         try:
-            if text is None or len(text) > MAX_TEXT:
-                raise ValueError('nothing' if text is None else f'{len(text)} characters')
-            values = json.loads(text)
-            if not isinstance(values, dict):
+            found = json.loads(text or '{}')
+            if not isinstance(found, dict):
                 raise ValueError('no table of names and values')
-            values = {'format_version': FORMAT_VERSION, **values}
+            values = {'format_version': FORMAT_VERSION, **found}
             if values['format_version'] != FORMAT_VERSION:
-                advice = 'Use the version of this package that wrote it, or export it anew'
                 raise ValueError(f'format version {str(values["format_version"])[:20]}, this '
                                  f'package reads {FORMAT_VERSION}')
             known = {field.name for field in dataclasses.fields(cls)}
@@ -105,28 +99,29 @@ class ExportMetadata:
                 raise ValueError(f'other names than expected: {sorted(values.keys() ^ known)[:5]}')
             return cls(**{name: _tuples(value) for name, value in values.items()})
         except (ValueError, RecursionError) as error:
-            raise ValueError(f'it does not say what it holds ({error}). {advice}') from error
+            raise ValueError(f'it does not say what it holds ({str(error)[:300]}). Export the '
+                             'network anew, with tools/export.py of this version') from error
 
     @classmethod
     def from_model(cls, model: EncoderDecoder,
                    checkpoint: str | os.PathLike | None = None) -> Self:
         """That of a model which ``mmseg.apis.init_model`` returned.
 
-        Args:
-            model: With its config.
-            checkpoint: The file that its weights came from.
-
         Raises:
             ValueError: If the test pipeline changes pictures in a way that has no name here.
         """
-        number = model.decode_head.num_classes
-        meta = next(
-            (meta for meta in _metas(model) if len(meta.get('classes') or ()) == number), {})
+        number, dataset = model.decode_head.num_classes, _test_dataset(model.cfg)
+        # What the checkpoint says of the classes, then the config, then the data set itself.
+        metas = (getattr(model, 'dataset_meta', None), dataset.get('metainfo'),
+                 'type' in dataset and getattr(DATASETS.get(dataset['type']), 'METAINFO', None))
+        meta: dict[str, Any] = next(
+            (meta for meta in metas if meta and len(meta.get('classes') or ()) == number), {})
         classes = tuple(meta.get('classes') or (f'class {i}' for i in range(number)))
         palette = meta.get('palette') or ()
         if len(palette) != number:
             palette = default_palette(number)
-        resize = _resize_step(_test_pipeline(model.cfg))
+        # ``test_pipeline`` is only a name which configs give the steps of `mim test`.
+        resize = _resize_step(dataset.get('pipeline', model.cfg.get('test_pipeline', [])))
         path = Path(checkpoint) if checkpoint else None
         return cls(
             classes, tuple((int(red), int(green), int(blue)) for red, green, blue in palette),
@@ -155,15 +150,9 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _is_size(value: Any) -> bool:
-    return value is None or (isinstance(value, tuple) and len(value) == 2 and all(
-        type(side) is int and 1 <= side <= MAX_SIDE for side in value))
-
-
-def _is_palette(value: Any, number: int) -> bool:
-    return isinstance(value, tuple) and len(value) == number and all(
-        isinstance(colour, tuple) and len(colour) == 3
-        and all(type(part) is int and 0 <= part <= 255 for part in colour) for colour in value)
+def _are_numbers(value: Any, length: int, lowest: int, highest: int) -> bool:
+    return isinstance(value, tuple) and len(value) == length and all(
+        type(number) is int and lowest <= number <= highest for number in value)
 
 
 def _test_dataset(cfg: Config) -> dict:
@@ -172,12 +161,6 @@ def _test_dataset(cfg: Config) -> dict:
     while 'pipeline' not in dataset and isinstance(dataset.get('dataset'), dict):
         dataset = dataset['dataset']
     return dataset
-
-
-def _test_pipeline(cfg: Config) -> list[dict]:
-    """The steps that `mim test` takes; ``test_pipeline`` is only a name which configs give them."""
-    dataset = _test_dataset(cfg)
-    return dataset['pipeline'] if 'pipeline' in dataset else cfg.get('test_pipeline', [])
 
 
 def _resize_step(pipeline: list[dict]) -> dict | None:
@@ -193,14 +176,6 @@ def _resize_step(pipeline: list[dict]) -> dict | None:
             raise ValueError(f'The test pipeline has {dict(step)}: expected one Resize to a scale, '
                              'and nothing else that changes the picture')
     return found
-
-
-def _metas(model: EncoderDecoder) -> Iterator[dict]:
-    """What the checkpoint says of the classes, then the config, then the data set's own."""
-    yield getattr(model, 'dataset_meta', None) or {}
-    dataset = _test_dataset(model.cfg)
-    yield dataset.get('metainfo') or {}
-    yield getattr(DATASETS.get(dataset['type']), 'METAINFO', {}) if 'type' in dataset else {}
 
 
 def default_palette(number: int) -> list[list[int]]:

@@ -117,8 +117,11 @@ def _without_training_parts(model: EncoderDecoder) -> nn.Sequential:
             f'{model.data_preprocessor.test_cfg} cannot be deployed with this package: expected '
             'whole images without padding')
     parts = copy.deepcopy(nn.Sequential(model.backbone, model.decode_head))
-    network = fold_batch_norm(parts.eval())
+    network: Any = fold_batch_norm(parts.eval())
     network[0].out_indices = (0, )
+    for module in network.modules():
+        if hasattr(module, 'with_cp'):  # Activation checkpointing is for training, and cannot be
+            module.with_cp = None  # traced: OpenVINO's conversion would fail.
     return network
 
 

@@ -41,7 +41,7 @@ WINOGRAD_HEADS = {('openvino', 'cpu', 'fp32'): OpenVINOWinogradHead,
                   ('openvino', 'cpu', 'bf16'): OpenVINOWinogradHeadBF16,
                   ('torch', 'cpu', 'fp32'): WinogradHead}
 EXPORTED = {'.pt2': 'torch', '.xml': 'openvino', '.onnx': 'onnxruntime'}  # and what runs it
-PROBE_SIZE = (72, 104)  # at which a file for any size is asked for the shape of its logits
+PROBE_SIZE = (72, 104)  # at which a file for any size is run once when it is loaded
 
 Runtime = TorchRuntime | OpenVINORuntime | ONNXRuntimeRuntime
 
@@ -53,16 +53,6 @@ class Options(NamedTuple):
     precision: str
     device: torch.device
     threads: int | None
-
-
-class Loaded(NamedTuple):
-    """What a Predictor runs, from a config or from an exported file."""
-
-    runtime: Runtime
-    metadata: ExportMetadata
-    backend: str
-    precision: str
-    one_at_a_time: bool  # whether it takes batches of one only
 
 
 class Predictor:
@@ -98,25 +88,39 @@ class Predictor:
                  precision: str = 'auto', device: str | torch.device | None = None,
                  size: Sequence[int] | None = None, threads: int | None = None) -> None:
         self.device = _device(device)
-        self.size = None if size is None else _height_and_width('size', size)
+        self.size: tuple[int, int] | None = None
+        if size is not None:
+            network_height, network_width = _positive('size', size, 2)
+            self.size = network_height, network_width
         if threads is not None:
-            threads = _positive_integer('threads', threads)
+            threads, = _positive('threads', threads, 1)
             torch.set_num_threads(threads)
         if backend not in ('auto', *PRECISIONS):
             raise ValueError(f"backend={backend!r}: expected 'auto' or one of {[*PRECISIONS]}")
-        options = Options(backend, precision, self.device, threads)
         suffix = '.py' if isinstance(config, Config) else Path(config).suffix
-        if suffix in EXPORTED:
-            loaded = _from_exported_file(Path(config), checkpoint, options)
-            own = loaded.metadata.size
-            if own and self.size not in (None, own):
-                raise ValueError(f'size={size!r}: {config} takes frames of {own} only')
+        exported = EXPORTED.get(suffix)
+        if backend == 'auto':
+            fits = self.device.type == 'cpu' and importlib.util.find_spec('openvino')
+            backend = exported or ('openvino' if fits else 'torch')
+        if exported not in (None, backend):
+            raise ValueError(f'backend={backend!r}: this file is for {exported!r}')
+        if backend == 'openvino' and self.device.type != 'cpu':
+            raise ValueError(f"backend='openvino' runs on the CPU, not on {self.device}")
+        options = Options(backend, precision, self.device, threads)
+        if exported:
+            self.runtime, self.metadata, self.precision = _from_exported_file(
+                Path(config), checkpoint, options)
+            if self.metadata.size and self.size not in (None, self.metadata.size):
+                raise ValueError(
+                    f'size={size!r}: {config} takes frames of {self.metadata.size} only')
         elif suffix in ('.py', '.json', '.yaml', '.yml'):
-            loaded = _from_config(config, checkpoint, options)
+            self.runtime, self.metadata, self.precision = _from_config(config, checkpoint, options)
         else:
             raise ValueError(f'{config}: expected a config (.py) or a file of tools/export.py '
                              f'({", ".join(EXPORTED)}); a checkpoint comes second')
-        self.runtime, self.metadata, self.backend, self.precision, self._one_at_a_time = loaded
+        self.backend = backend
+        # A file for frames of one size has a batch of one, and so has every PyTorch program.
+        self._one_at_a_time = bool(self.metadata.size or exported == 'torch')
         self.classes = self.metadata.classes
         self.palette = np.array(self.metadata.palette, np.uint8)
         self._last = threading.local()
@@ -198,16 +202,13 @@ class Predictor:
         Raises:
             ValueError: If the size is not given and nothing else gives it, or is less than 1.
         """
-        if (height is None) != (width is None):
-            raise ValueError('Expected both of height and width, or neither')
-        scale = self.metadata.scale
-        known = self.size or self.metadata.size or (scale and (scale[1], scale[0]))
-        if height is not None:
-            known = _height_and_width('height, width', (height, width))
-        if not known:
-            raise ValueError('The network takes pictures of any size: warm_up(height, width)')
-        height, width = known
-        batch = _positive_integer('batch', batch)
+        if height is None and width is None:
+            width, height = self.metadata.scale or (None, None)
+            height, width = self.size or self.metadata.size or (height, width)
+            if height is None:
+                raise ValueError('The network takes pictures of any size: warm_up(height, width)')
+        height, width = _positive('height, width', (height, width), 2)
+        batch, = _positive('batch', batch, 1)
         if isinstance(self.runtime, TorchRuntime) and self.device.type == 'cuda':
             self.runtime.compile(np.zeros((1 if self._one_at_a_time else batch,
                                            *self._network_size(height, width), 3), np.uint8))
@@ -230,7 +231,7 @@ class Predictor:
             raise ValueError(f'labels of {labels.shape} for a picture of {image.shape[:2]}')
         if not 0 <= opacity <= 1:
             raise ValueError(f'opacity={opacity!r}: expected a number from 0 to 1')
-        colours = colour_table(self.palette)[:, None, ::-1]  # RGB -> BGR
+        colours = colour_table(self.metadata.palette)[:, None, ::-1]  # RGB -> BGR
         blended = cv2.addWeighted(
             image, 1 - opacity, cv2.LUT(cv2.merge([labels] * 3), colours), opacity, 0)
         other = labels >= len(self.palette)
@@ -240,13 +241,9 @@ class Predictor:
 
 
 def _from_config(config: str | os.PathLike | Config, checkpoint: str | os.PathLike | None,
-                 options: Options) -> Loaded:
-    """The network that a config describes, with the weights of a checkpoint."""
+                 options: Options) -> tuple[Runtime, ExportMetadata, str]:
+    """What runs the network of a config with a checkpoint's weights; its metadata and precision."""
     backend, device = options.backend, options.device
-    if backend == 'auto':
-        fits = device.type == 'cpu' and importlib.util.find_spec('openvino')
-        backend = 'openvino' if fits else 'torch'
-    _check_device(backend, device)
     if checkpoint is None:
         name = config.filename if isinstance(config, Config) else config
         print_log(f'{name} without a checkpoint: the weights are random',
@@ -254,39 +251,30 @@ def _from_config(config: str | os.PathLike | Config, checkpoint: str | os.PathLi
     model = init_model(config if isinstance(config, Config) else str(config),
                        None if checkpoint is None else str(checkpoint), device='cpu')
     metadata = ExportMetadata.from_model(model, checkpoint)
-    precision = _choose_precision(options, backend, PRECISIONS[backend])
+    precision = _choose_precision(options, PRECISIONS[backend])
     network = FrameNetwork(model, WINOGRAD_HEADS.get((backend, device.type, precision)))
     if backend == 'torch':
-        return Loaded(TorchRuntime(network.set_precision(DTYPES[precision]), device), metadata,
-                      backend, precision, False)
+        return TorchRuntime(network.set_precision(DTYPES[precision]), device), metadata, precision
     convert = converters.openvino_model if backend == 'openvino' else converters.onnx_model
-    runtime = _start(convert(network, metadata), backend, precision, options)
-    return Loaded(runtime, metadata, backend, precision, False)
+    return _start(convert(network, metadata), precision, options), metadata, precision
 
 
 def _from_exported_file(path: Path, checkpoint: str | os.PathLike | None,
-                        options: Options) -> Loaded:
-    """The network of a file that tools/export.py wrote, checked against what it says of itself."""
-    backend = EXPORTED[path.suffix]
-    if options.backend not in ('auto', backend):
-        raise ValueError(f'backend={options.backend!r}: this file is for {backend!r}')
-    _check_device(backend, options.device)
+                        options: Options) -> tuple[Runtime, ExportMetadata, str]:
+    """The same for a file that tools/export.py wrote, checked against what it says of itself."""
     if checkpoint:
         raise ValueError(f'{path} holds its weights: expected no checkpoint beside it')
     metadata, model = read_exported_file(path)
-    if metadata.precision == 'int8':
-        if options.precision not in ('auto', 'int8'):
-            raise ValueError(
-                f"precision={options.precision!r}, but the file was quantised to 'int8'")
-        precision = 'int8'
-    elif metadata.precision != 'fp32' and options.precision == 'auto':
-        precision = metadata.precision
-    else:  # That of a PyTorch program was fixed when it was exported.
-        precision = _choose_precision(
-            options, backend, PRECISIONS[backend] if backend != 'torch' else ('fp32', ))
+    if options.precision == 'auto' and metadata.precision != 'fp32':
+        options = options._replace(precision=metadata.precision)
+    possible = PRECISIONS[options.backend]
+    # The precision of an INT8 file, and of a PyTorch program, was fixed when it was exported.
+    if metadata.precision == 'int8' or options.backend == 'torch':
+        possible = (metadata.precision, )
+    precision = _choose_precision(options, possible)
     try:
-        runtime = _start(model, backend, precision, options)
-        found = runtime.logits_shape((1, *(metadata.size or PROBE_SIZE), 3))
+        runtime = _start(model, precision, options)
+        found = tuple(runtime(np.zeros((1, *(metadata.size or PROBE_SIZE), 3), np.uint8)).shape)
     except ImportError:
         raise
     except Exception as error:  # Each runtime raises its own.
@@ -294,15 +282,13 @@ def _from_exported_file(path: Path, checkpoint: str | os.PathLike | None,
     if len(found) != 4 or found[1] != len(metadata.classes):
         raise ValueError(f'{path} says that it has {len(metadata.classes)} classes, but its logits '
                          f'are {found}, expected (1, {len(metadata.classes)}, height, width)')
-    # A PyTorch program has a batch of one.
-    return Loaded(runtime, metadata, backend, precision,
-                  backend == 'torch' or metadata.size is not None)
+    return runtime, metadata, precision
 
 
-def _start(model: Any, backend: str, precision: str, options: Options) -> Runtime:
-    if backend == 'openvino':
+def _start(model: Any, precision: str, options: Options) -> Runtime:
+    if options.backend == 'openvino':
         return OpenVINORuntime(model, precision, options.threads)
-    if backend == 'onnxruntime':
+    if options.backend == 'onnxruntime':
         return ONNXRuntimeRuntime(model, options.device, options.threads)
     return TorchRuntime(model, options.device)
 
@@ -310,21 +296,16 @@ def _start(model: Any, backend: str, precision: str, options: Options) -> Runtim
 def _device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r}: expected 'cpu' or 'cuda'") from error
-    if found.type not in ('cpu', 'cuda'):
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ('cpu', 'cuda'):
         raise ValueError(f"device={device!r}: expected 'cpu' or 'cuda'")
     if found.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'device={device!r}: PyTorch finds no GPU')
     return found
 
 
-def _check_device(backend: str, device: torch.device) -> None:
-    if backend == 'openvino' and device.type != 'cpu':
-        raise ValueError(f"backend='openvino' runs on the CPU, not on {device}")
-
-
-def _choose_precision(options: Options, backend: str, possible: tuple[str, ...]) -> str:
+def _choose_precision(options: Options, possible: tuple[str, ...]) -> str:
     if options.device.type == 'cpu':  # No processor multiplies FP16.
         possible = tuple(name for name in possible if name != 'fp16')
     if options.precision == 'auto':
@@ -332,23 +313,18 @@ def _choose_precision(options: Options, backend: str, possible: tuple[str, ...])
                 'bf16' if 'bf16' in possible and bf16_is_faster() else 'fp32')
         return wish if wish in possible else 'fp32'
     if options.precision not in possible:
-        raise ValueError(f"precision={options.precision!r}: {backend!r} has 'auto' and "
+        raise ValueError(f"precision={options.precision!r}: {options.backend!r} has 'auto' and "
                          f'{list(possible)} here')
     return options.precision
 
 
-def _positive_integer(name: str, value: Any) -> int:
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f'{name}={value!r}: expected a whole number from 1')
-    return int(value)
-
-
-def _height_and_width(name: str, value: Any) -> tuple[int, int]:
-    found = () if np.ndim(value) == 0 else tuple(value)
-    if len(found) != 2 or not all(
-            isinstance(side, (int, np.integer)) and side > 0 for side in found):
-        raise ValueError(f'{name}={value!r}: expected (height, width), whole numbers from 1')
-    return int(found[0]), int(found[1])
+def _positive(name: str, value: Any, number: int) -> tuple[int, ...]:
+    """So many whole numbers from 1, as ints; NumPy's, and arrays of them, are accepted."""
+    found = np.atleast_1d(value)
+    if found.shape != (number, ) or found.dtype.kind not in 'iu' or (found < 1).any():
+        expected = {1: 'a whole number', 2: '(height, width), whole numbers'}[number]
+        raise ValueError(f'{name}={value!r}: expected {expected} from 1')
+    return tuple(found.tolist())
 
 
 def _indices_by_shape(images: list[np.ndarray]) -> Iterable[list[int]]:

@@ -1,10 +1,8 @@
 """What runs the network: PyTorch, OpenVINO or ONNX Runtime, all from frames to logits.
 
 A runtime is called with frames (N, H, W, 3), uint8, BGR, C-contiguous, and returns logits
-(N, C, h, w) as a tensor. It may be called from several threads. ``logits_shape`` tells the shape
-for frames of a shape, without running the network; -1 stands for what is only known then.
+(N, C, h, w) as a tensor. It may be called from several threads.
 """
-import copy
 import functools
 import importlib
 import logging
@@ -22,8 +20,6 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from mmseg_bisenetv2.compat import cpu_has_bf16
-
-Shape = tuple[int, ...]
 
 
 def import_optional(module: str) -> ModuleType:
@@ -127,13 +123,6 @@ class TorchRuntime:
             with self.lock:  # The next replay of a CUDA graph overwrites what this one returns.
                 return self.network(inputs).clone()
 
-    def logits_shape(self, frames_shape: Shape) -> Shape:
-        """See the module."""
-        network = copy.deepcopy(self.network).to('meta')  # Tensors there have only shapes.
-        with torch.inference_mode():
-            frames = torch.empty(frames_shape, dtype=torch.uint8, device='meta')
-            return tuple(network(frames).shape)
-
 
 class ProgramLogits(nn.Module):
     """From frames to logits, out of a ``torch.export`` program that gives labels and logits.
@@ -161,8 +150,8 @@ class ProgramLogits(nn.Module):
         """
         try:
             return self.module(frames)[1]
-        except (AssertionError, RuntimeError) as error:
-            if 'Expected input' not in str(error) and isinstance(error, RuntimeError):
+        except (AssertionError, RuntimeError) as error:  # which of them depends on PyTorch
+            if isinstance(error, RuntimeError) and 'Expected input' not in str(error):
                 raise
             raise ValueError(f'The file takes no frames of {tuple(frames.shape[1:3])}: {error}'
                              ) from error
@@ -189,7 +178,7 @@ class OpenVINORuntime:
         threads: How many; all cores by default.
     """
 
-    MAX_SIZES = 4  # Further sizes share one model for any size, which is slower at first.
+    MAX_SIZES = 5  # Further sizes share one model for any size, which is slower at first.
 
     def __init__(self, model: Any, precision: str, threads: int | None = None) -> None:
         self.model = only_logits(model)
@@ -197,35 +186,25 @@ class OpenVINORuntime:
         if any(operator.get_type_name() == 'GroupNormalization' for operator in model.get_ops()):
             # OpenVINO (2026.4) ends the process when it makes a snippet of one of a fixed size.
             self.config['SNIPPETS_MODE'] = 'DISABLE'
-        self.compiled: dict[Shape, Any] = {}
+        self.compiled: dict[tuple[int, ...], Any] = {}
         self.requests = threading.local()
         self.lock = threading.Lock()
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """See the module."""
-        shape: Shape = frames.shape
+        shape: tuple[int, ...] = frames.shape
         with self.lock:
             if shape not in self.compiled and len(self.compiled) >= self.MAX_SIZES:
                 shape = (-1, -1, -1, 3)
             if shape not in self.compiled:
-                self.compiled[shape] = self._compile(shape)
+                model = self.model.clone()
+                model.reshape(list(shape))
+                self.compiled[shape] = openvino_core().compile_model(model, 'CPU', self.config)
         own: dict[Any, Any] = self.requests.__dict__  # A request serves one thread at a time.
         if shape not in own:
             own[shape] = self.compiled[shape].create_infer_request()
         result = own[shape].infer([frames], share_inputs=True)
         return torch.from_numpy(result[0])
-
-    def logits_shape(self, frames_shape: Shape) -> Shape:
-        """See the module. Compiles the model, since OpenVINO notices some damages only then."""
-        compiled = self._compile(frames_shape)
-        if not self.model.is_dynamic():
-            self.compiled[frames_shape] = compiled
-        return tuple(compiled.output(0).get_shape())
-
-    def _compile(self, shape: Shape) -> Any:
-        model = self.model.clone()
-        model.reshape(list(shape))
-        return openvino_core().compile_model(model, 'CPU', self.config)
 
 
 def only_logits(model: Any) -> Any:
@@ -274,15 +253,3 @@ class ONNXRuntimeRuntime:
     def __call__(self, frames: np.ndarray) -> Tensor:
         """See the module."""
         return torch.from_numpy(self.session.run(['logits'], {'frames': frames})[0])
-
-    def logits_shape(self, frames_shape: Shape) -> Shape:
-        """See the module."""
-        frames = self.session.get_inputs()[0]
-        taken = frames.shape  # A name stands for what may be any.
-        if frames.type != 'tensor(uint8)' or len(taken) != len(frames_shape) or any(
-                isinstance(side, int) and side != given
-                for side, given in zip(taken, frames_shape, strict=True)):
-            raise ValueError(f'it takes no frames {frames_shape} of uint8, but {taken} of '
-                             f'{frames.type}')
-        return tuple(side if isinstance(side, int) else -1
-                     for side in self.session.get_outputs()[0].shape)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,7 +31,10 @@ def max_waiting(image: np.ndarray) -> int:
 
 
 class FrameQueue:
-    """Frames on their way between two threads; either can close it (queue.Queue: Python 3.13)."""
+    """Frames on their way between two threads, either of which can close the queue.
+
+    ``queue.Queue`` can be closed from Python 3.13 on, and cannot replace what waits in it.
+    """
 
     def __init__(self) -> None:
         self._frames: deque[Frame] = deque()
@@ -152,7 +156,7 @@ def predict_all(predictor: Predictor, sources: Sequence[Source], writer: Writer,
                     current, expected = frame.source, 0
                 summary.dropped += (frame.number - expected) * frame.live
                 expected = frame.number + 1
-                labels = None
+                labels: Any = None
                 with list_failure(frame.source):
                     labels = predictor(frame.image)
                 if labels is None:

@@ -66,8 +66,8 @@ def silence_decoders() -> None:
 def find_sources(inputs: Sequence[str], out: str) -> tuple[list[Source], list[str]]:
     """Finds what the inputs name.
 
-    Outputs keep the folders below the one that all files have in common. Of two that would have
-    the same name, a.jpg and a.png, the second gets a number.
+    Outputs keep the folders below the one that all files have in common. Where two would have the
+    same name, as a.jpg and a.png, the second gets a number.
 
     Args:
         inputs: Files, folders (with everything below them), glob patterns, numbers of cameras,
@@ -111,7 +111,7 @@ def find_sources(inputs: Sequence[str], out: str) -> tuple[list[Source], list[st
 
 
 def _without_password(address: str) -> str:
-    return re.sub(r'://[^/@]*@', '://', address)
+    return re.sub(r'://[^/]*@', '://', address)  # A password may hold an @ itself.
 
 
 def _open(source: Source) -> tuple[cv2.VideoCapture, float | None, int | None]:
@@ -139,7 +139,7 @@ def count_frames(sources: Sequence[Source], every: int = 1,
             continue
         if source.kind == 'live':
             return None
-        with contextlib.suppress(OSError):  # named when its turn comes
+        with contextlib.suppress(OSError):  # read_frames raises it again.
             count = _open(source)[2]
             if count is None:
                 return None
@@ -166,7 +166,8 @@ def read_frames(source: Source, every: int = 1, max_frames: int | None = None,
         yield Frame(source, 0, read_image(source.address, max_pixels))
         return
     capture, own_fps, count = _open(source)
-    live = source.kind == 'live' and count is None  # a file behind an address waits
+    # A video file behind an address has a number of frames, and waits for its reader.
+    live = source.kind == 'live' and count is None
     lost = 0
     try:
         width, height = (int(capture.get(key)) for key in (
@@ -187,7 +188,7 @@ def read_frames(source: Source, every: int = 1, max_frames: int | None = None,
                 yield Frame(source, index // every, image, (fps or own_fps or 25) / every, live)
     finally:
         capture.release()
-    # Sound videos, too, can lack a few: the container's number may be an estimate
+    # A container's number of frames may be an estimate: undamaged videos, too, can lack a few.
     index -= lost
     if index <= 0 or lost or (count and count - index > 1 + count // 50):
         raise OSError(f'{source}: damaged, {index} of {count or "its"} frames can be decoded')

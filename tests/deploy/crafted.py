@@ -48,6 +48,11 @@ class Harmful:
         return exec, (HARM, )
 
 
+class Large:
+    def __reduce__(self):
+        return bytearray, (2**31, )
+
+
 def write_originals(folder):
     """Honest files, that the others are made of."""
     network = FrameNetwork(build())
@@ -58,7 +63,7 @@ def write_originals(folder):
             (converters.onnx_model(network, metadata), 'net.onnx', metadata),
             (converters.openvino_model(network, metadata), 'net.xml', metadata),
             (converters.torch_program(network, metadata), 'any.pt2', metadata),
-            (converters.torch_program(network, fixed, SIZE), 'net.pt2', fixed)):
+            (converters.torch_program(network, fixed), 'net.pt2', fixed)):
         converters.save_model(model, folder / name, kept)
 
 
@@ -113,6 +118,15 @@ def pickled(value):
     return file.getvalue()
 
 
+def deflated(content):
+    """An archive with its members compressed, as PyTorch does not write them."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        write_pt2(file, [(name, archive.read(name)) for name in archive.namelist()],
+                  zipfile.ZIP_DEFLATED)
+    return file.getvalue()
+
+
 def older_members(folder):
     """The same network as PyTorch 2.7 wrote it."""
     members, program = pt2_members(folder), torch.export.load(folder / 'net.pt2')
@@ -157,6 +171,7 @@ def programs():
                  f'f"{{{HARM}}}"', '9**9**9**9', '9^9^9^9', '1 << 10**12',
                  'Integer(9)**Integer(10)**Integer(10)',
                  '(' * 300 + '1' + ')' * 300, '-' * 90_000 + '1', 'Symbol("__import__")',
+                 "Symbol('s0' * 2_000_000_000)", "'s0' * 4_000_000_000", '(1, 1) * 2_000_000_000',
                  '1 if 1 else 2', f'Symbol("s0", positive={HARM})', '9' * 30, 'exit()', '',
                  'factorial(10**8)'):
         yield 'expression', lambda p, text=text: size(p, text)
@@ -215,6 +230,8 @@ def pt2_cases(folder):
             ([], [('net/data/constants/opaque_obj_0', pickle.dumps(Harmful()))]),
             ([], [('net/data/weights/model.pt', pickled(Harmful()))]),
             ([], [('net/data/constants/model.pt', pickled(Harmful()))]),
+            ([], [('net/data/weights/model.pt', pickled(Large()))]),
+            ([], [('net/data/weights/model.pt', deflated(pickled(dict(a=torch.zeros(10**8)))))]),
             ([], [('version', b'8.20'), ('serialized_example_inputs.pt', pickled(Harmful()))])):
         yield '.pt2, members', lambda path, b=before, a=after: write_pt2(
             path, [*b, *members.items(), *a])

@@ -18,7 +18,7 @@ BASE = 'configs/bisenetv2_fcn_coincheung_cityscapes.py'
 
 @pytest.fixture(scope='module')
 def rugd(request, tmp_path_factory):
-    """Config, weights and a picture of RUGD; 25 classes, CoinCheung's layout."""
+    """Config, weights and a picture of RUGD, and its labels; 25 classes, CoinCheung's layout."""
     weights = shared('weights/rugd25/bisenetv2_rugd25.pth')
     picture = cv2.imread(str(shared('weights/rugd25/creek_00156.png')))
     config = tmp_path_factory.mktemp('rugd') / 'rugd.py'
@@ -28,18 +28,18 @@ def rugd(request, tmp_path_factory):
             decode_head=dict(num_classes=25),
             auxiliary_head=[dict(h, num_classes=25) for h in _base_.model.auxiliary_head])
         test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+        test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
     '''))
-    return config, weights, picture
+    model = init_model(str(config), str(weights), device='cpu')
+    model.keep_logits = True  # MMSegmentation's own way
+    return config, weights, picture, inference_model(model, picture).pred_sem_seg.data[0].numpy()
 
 
 @pytest.mark.parametrize('backend, precision', [
     ('torch', 'fp32'), ('onnxruntime', 'fp32'), ('openvino', 'fp32'),
     ('torch', 'bf16'), ('openvino', 'bf16')])
 def test_agreement(rugd, backend, precision):
-    config, weights, picture = rugd
-    model = init_model(str(config), str(weights), device='cpu')
-    model.keep_logits = True  # MMSegmentation's own way
-    expected = inference_model(model, picture).pred_sem_seg.data[0].numpy()
+    config, weights, picture, expected = rugd
     predictor = Predictor(config, weights, backend=backend, precision=precision, device='cpu')
     agreement = 100 * (predictor(picture) == expected).mean()
     assert agreement >= (99.999 if (backend, precision) == ('torch', 'fp32') else
@@ -48,7 +48,7 @@ def test_agreement(rugd, backend, precision):
 
 
 def test_int8(rugd, tmp_path):
-    config, weights, picture = rugd
+    config, weights, picture, _ = rugd
     model = init_model(str(config), str(weights), device='cpu')
     metadata = dataclasses.replace(ExportMetadata.from_model(model, weights), precision='int8')
     mirrored = [picture[:, ::-1].copy(), cv2.resize(picture, None, fx=0.7, fy=0.7)]

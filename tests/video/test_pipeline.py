@@ -363,7 +363,7 @@ def test_film_over_http_is_no_camera(tmp_path, server):
 
 
 def test_silent_address_is_listed_without_its_password(tmp_path):
-    report, _ = run(['rtsp://me:secret@127.0.0.1:9/x'], tmp_path / 'out')
+    report, _ = run(['rtsp://me:sec@ret@127.0.0.1:9/x'], tmp_path / 'out')
     assert report.problems == ['rtsp://127.0.0.1:9/x: OpenCV cannot open it as a video']
 
 
