@@ -30,7 +30,11 @@ from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmseg_bisenetv2.models.checkpointing import checkpointed, checkpointing_choice
+from mmseg_bisenetv2.models.checkpointing import (
+    checkpointed,
+    checkpointing_choice,
+    small_maps_choice,
+)
 from mmseg_bisenetv2.registry import MODELS
 
 BGA_UPSAMPLE_MODES = ('bilinear', 'nearest')
@@ -201,13 +205,11 @@ class SemanticBranch(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> the four stages and the context embedding."""
-        def run(stage: Any, x: Tensor) -> Tensor:
-            return checkpointed(stage, x, with_cp=self.with_cp)
-
-        stage1 = run(self.stage1, x)  # (N, 16, H/4, W/4)
-        stage2 = run(self.stage2, stage1)  # (N, 32, H/8, W/8)
-        stage3 = run(self.stage3, stage2)  # (N, 64, H/16, W/16)
-        stage4 = run(self.stage4, stage3)  # (N, 128, H/32, W/32)
+        small = small_maps_choice(self.with_cp)
+        stage1 = checkpointed(self.stage1, x, with_cp=self.with_cp)  # (N, 16, H/4, W/4)
+        stage2 = checkpointed(self.stage2, stage1, with_cp=self.with_cp)  # (N, 32, H/8, W/8)
+        stage3 = checkpointed(self.stage3, stage2, with_cp=small)  # (N, 64, H/16, W/16)
+        stage4 = checkpointed(self.stage4, stage3, with_cp=small)  # (N, 128, H/32, W/32)
         return stage1, stage2, stage3, stage4, self.stage4_CEBlock(stage4)
 
 
@@ -337,6 +339,7 @@ class BiSeNetV2(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Computes the feature maps named by ``out_indices``, see the class."""
         *stages, context = self.semantic(x)
-        fused = checkpointed(self.bga, self.detail(x), context, with_cp=self.with_cp)
+        small = small_maps_choice(self.with_cp)
+        fused = checkpointed(self.bga, self.detail(x), context, with_cp=small)
         outs = (fused, *stages)
         return tuple(outs[i] for i in self.out_indices)
