@@ -205,11 +205,14 @@ class SemanticBranch(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> the four stages and the context embedding."""
+        def run(stage: Any, x: Tensor, with_cp: str | None) -> Tensor:
+            return checkpointed(stage, x, with_cp=with_cp)
+
         small = small_maps_choice(self.with_cp)
-        stage1 = checkpointed(self.stage1, x, with_cp=self.with_cp)  # (N, 16, H/4, W/4)
-        stage2 = checkpointed(self.stage2, stage1, with_cp=self.with_cp)  # (N, 32, H/8, W/8)
-        stage3 = checkpointed(self.stage3, stage2, with_cp=small)  # (N, 64, H/16, W/16)
-        stage4 = checkpointed(self.stage4, stage3, with_cp=small)  # (N, 128, H/32, W/32)
+        stage1 = run(self.stage1, x, self.with_cp)  # (N, 16, H/4, W/4)
+        stage2 = run(self.stage2, stage1, self.with_cp)  # (N, 32, H/8, W/8)
+        stage3 = run(self.stage3, stage2, small)  # (N, 64, H/16, W/16)
+        stage4 = run(self.stage4, stage3, small)  # (N, 128, H/32, W/32)
         return stage1, stage2, stage3, stage4, self.stage4_CEBlock(stage4)
 
 
