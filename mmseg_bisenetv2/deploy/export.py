@@ -133,7 +133,7 @@ def _compare(path: Path, run: FrameRunner, network: FrameNetwork, metadata: Expo
             result = cv2.resize(result, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
             counts[name] = counts.get(name, 0) + IoUMetric.intersect_and_union(
                 torch.from_numpy(result), torch.from_numpy(truth), len(metadata.classes),
-                255).to_dense()
+                network.decode_head.ignore_index).to_dense()
     return dict(agreement=100 * same / total, logit_difference=largest or None,
                 **{name: mean_iou(confusion) for name, confusion in counts.items()})
 

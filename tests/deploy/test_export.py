@@ -18,6 +18,7 @@ from mmseg_bisenetv2.deploy.exported_file import read_exported_file
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 from mmseg_bisenetv2.deploy.network import FrameNetwork
 from mmseg_bisenetv2.deploy.runtimes import ProgramLogits, only_logits
+from mmseg_bisenetv2.models.upsample_argmax import upsample_argmax
 
 from mmseg.apis import init_model
 
@@ -161,6 +162,18 @@ def test_broken_export_is_noticed(model, metadata, tmp_path, monkeypatch):
     with pytest.raises(DisagreementError):
         export_and_verify(model, metadata, tmp_path / 'a.xml', PICTURES)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pixels_that_the_head_ignores_do_not_count_for_miou(
+        model, metadata, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.decode_head, 'ignore_index', 254)
+    with torch.no_grad():
+        logits = FrameNetwork(model)(torch.from_numpy(PICTURES[0][None]))[0]
+    truth = upsample_argmax(logits, 64, 96).numpy()
+    truth[:20] = 254
+    figures = export_and_verify(
+        model, metadata, tmp_path / 'net.xml', PICTURES[:1], truths=[truth])
+    assert figures['pytorch_miou'] == 100
 
 
 def test_file_that_loses_miou_does_not_replace_an_earlier_one(model, metadata, tmp_path):
