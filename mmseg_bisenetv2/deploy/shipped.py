@@ -6,7 +6,8 @@ import mmseg_bisenetv2
 # Name -> stem of the config in configs/ and of the files in weights/. The cards beside the weights
 # say what each was trained on, what it may be used for, and how well it does.
 SHIPPED = dict(camvid='bisenetv2_fcn_camvid')
-FOLDER = Path(mmseg_bisenetv2.__file__).parent / '.mim'  # in a clone, links to configs/ and weights/
+# In a clone, .mim holds links to configs/ and weights/; in a wheel, the files themselves.
+FOLDER = Path(mmseg_bisenetv2.__file__).parent / '.mim'
 
 
 def find_shipped(name: str, precision: str = 'auto') -> tuple[Path, Path | None]:
@@ -28,7 +29,7 @@ def find_shipped(name: str, precision: str = 'auto') -> tuple[Path, Path | None]
     for path in (weights, weights.with_suffix('.bin') if precision == 'int8' else config):
         if not path.is_file():
             raise FileNotFoundError(
-                f'{name!r} needs {path}, which is not there. It comes with the wheel and with every '
-                f'complete clone: in a clone, `git checkout -- weights` brings it back; else install '
-                f'the package anew, or name a config and a checkpoint of your own')
+                f'{name!r} needs {path}, which is not there. It comes with the wheel and with '
+                'every complete clone. In a clone, `git checkout -- weights` brings it back; else '
+                'install the package anew, or name a config and a checkpoint of your own')
     return (weights, None) if precision == 'int8' else (config, weights)
