@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from mmengine.config import Config
 
@@ -18,7 +20,8 @@ COMMANDS = dict(
     train='--crop 64 128 --with-cp stages --amp bfloat16 --mmseg-amp none',
     data='--size 64 128 --crop 32 64',
     eval='--size 64 128 --classes 30',
-    inference='--size 64 128 --batch 2 --picture bars.png')
+    inference='--size 64 128 --batch 2 --picture bars.png',
+    accuracy='--config camvid.py --picture points.png')
 # One process runs them all, since each would need seconds to import what it needs. ONNX Runtime,
 # whose conversion takes ten seconds, is made to look as if it were not installed.
 SCRIPT = '''
@@ -35,6 +38,13 @@ for arguments in sys.argv[1:]:
 def results(tmp_path_factory):
     """What each command printed and wrote, with the folder they ran in."""
     folder = tmp_path_factory.mktemp('benchmark')
+    for name in ('img_dir/val', 'ann_dir/val'):
+        (folder / name).mkdir(parents=True)
+        cv2.imwrite(str(folder / name / 'a.png'), np.random.default_rng(0).integers(
+            0, 11, (64, 96, 3) if name.startswith('img') else (64, 96), dtype=np.uint8))
+    (folder / 'camvid.py').write_text(
+        f"_base_ = '{ROOT}/configs/bisenetv2_fcn_camvid.py'\n"
+        f"val_dataloader = dict(dataset=dict(data_root='{folder}'))\n")
     process = subprocess.run(
         [sys.executable, '-c', SCRIPT, *(
             f'{name} {options} --pairs 1 --threads 1 --json {name}.json'
@@ -105,6 +115,15 @@ def test_inference(results):
         if 'bf16' not in name:
             assert row['agreement'] > 99.9, name
     assert (results[0] / 'bars.png').stat().st_size > 1000
+
+
+def test_accuracy(results):
+    rows = read(results, 'accuracy')
+    found = {row['setting'].removeprefix('64x96, '): row['miou'] for row in rows}
+    assert {'MMSegmentation', 'torch fp32', 'openvino fp32', 'torch fp32, half size'} <= {*found}
+    assert found['MMSegmentation'] == pytest.approx(found['torch fp32'], abs=0.1)
+    assert found['torch fp32'] != found['torch fp32, half size']
+    assert (results[0] / 'points.png').stat().st_size > 1000
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_all_are_here():
     assert {f'bisenetv2{name}.py' for name in (
         '_fcn_cityscapes', '_fcn_fp16_cityscapes', '_fcn_bf16_cityscapes', '_fcn_ohem_cityscapes',
         '_fcn_cityscapes_512x1024', '-large_fcn_cityscapes', '_fcn_coco-stuff10k', '_fcn_camvid',
-        '_fcn_custom', '_fcn_toy-cityscapes')} <= set(NAMES)
+        '_fcn_finetune_camvid', '_fcn_custom', '_fcn_toy-cityscapes')} <= set(NAMES)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -73,6 +73,14 @@ def tool(run, monkeypatch):
     return run
 
 
+def test_the_network_that_comes_with_the_package(run, tmp_path):
+    code, _, errors = run(save(tmp_path / 'a.png'), '--model', 'camvid', '--backend', 'torch',
+                          '--out', tmp_path / 'out', '--write', 'labels')
+    assert code == 0, errors
+    labels = cv2.imread(str(tmp_path / 'out/labels/a.png'), cv2.IMREAD_UNCHANGED)
+    assert labels.shape == (32, 48) and labels.max() < 11
+
+
 def test_pictures_and_a_video(tool, tmp_path):
     save(tmp_path / 'in/a.png')
     make_video(tmp_path / 'in/b.mp4')

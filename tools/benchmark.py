@@ -43,7 +43,8 @@ OPTIONS: dict[str, dict[str, Any]] = dict(
     checkpoint=dict(help='None is random weights, with balanced classes'),
     frame=dict(metavar='PICTURE', help='None draws a street scene'),
     files=dict(nargs='+', metavar='EXPORTED', help='by tools/export.py from the same weights'),
-    picture=dict(metavar='PNG', help='draws the ratios of the first size as bars'),
+    picture=dict(metavar='PNG', help='draws the ratios of the first size as bars; of accuracy, '
+                 'the mIoU over the times'),
     ohem=dict(action='store_true', help='with OHEM in every head'),
     amp=dict(AMP, help='precision of the step'),
     mmseg_amp=dict(AMP, help="that of MMSegmentation's step; None is that of --amp"),
@@ -54,6 +55,10 @@ CONFIG = dict(config=ROOT / 'configs/bisenetv2_fcn_cityscapes.py')
 SIZES = ('size', 'crop')
 SETTINGS = ('size', 'batch', 'crop', 'classes')  # Of these, every combination is measured.
 COMMANDS: dict[str, tuple[str, dict[str, Any]]] = dict(  # with the defaults of their own options
+    accuracy=('mIoU on the validation set against time, for trained weights',
+              dict(config=ROOT / 'configs/bisenetv2_fcn_camvid.py',
+                   checkpoint=ROOT / 'weights/bisenetv2_fcn_camvid.safetensors', files=[],
+                   picture=None)),
     data=('training pipeline on one core, from PNG and from a decoded cache',
           dict(size=[(1024, 2048)], crop=[(1024, 1024)], threads=1)),
     eval=('evaluation as `mim test` runs it: files, network, labels, mIoU',
@@ -125,6 +130,25 @@ def draw_speeds(rows: list[dict[str, Any]], path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_accuracy(rows: list[dict[str, Any]], path: str) -> None:
+    """Draws the mIoU over the time of a picture."""
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
+    for i, row in enumerate(sorted(rows, key=lambda row: row['end_to_end_ms'])):
+        name = row['setting'].partition(', ')[2]
+        axes.plot(row['end_to_end_ms'], row['miou'], 'o',
+                  color='tab:orange' if name == 'MMSegmentation' else 'tab:blue')
+        axes.annotate(name, (row['end_to_end_ms'], row['miou']), (5, 5 if i % 2 else -12),
+                      textcoords='offset points', fontsize=8)
+    axes.set_xscale('log')
+    axes.margins(x=0.15, y=0.1)
+    axes.grid(alpha=0.3, which='both')
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_xlabel(f'{rows[0]["setting"].partition(", ")[0]}: milliseconds a picture, logarithmic')
+    axes.set_ylabel('mIoU on the validation set, %')
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     args = parse_args()
     # MMSegmentation warns of the versions it runs with, past any filter, and logs every result.
@@ -148,7 +172,8 @@ def main() -> None:
         content = dict(options=vars(args), machine=machine, results=rows)
         Path(args.json).write_text(json.dumps(content, indent=2, default=str))
     if getattr(args, 'picture', None):
-        draw_speeds(rows, args.picture)
+        draw = draw_accuracy if args.command == 'accuracy' else draw_speeds
+        draw(rows, args.picture)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Converts a checkpoint between layouts, strips it for inference, or makes it a safetensors.
 
-python tools/convert_checkpoint.py SOURCE TARGET [--to LAYOUT] [--strip]
+python tools/convert_checkpoint.py SOURCE TARGET [--to LAYOUT] [--strip] [--half]
 """
 import argparse
 import os
@@ -16,9 +16,11 @@ def main() -> None:
     parser.add_argument('--to', choices=LAYOUTS, default=LAYOUTS[0], help='default: %(default)s')
     parser.add_argument('--strip', action='store_true',
                         help='keep what inference needs: no auxiliary heads, optimiser, log')
+    parser.add_argument('--half', action='store_true',
+                        help='store the weights of convolutions in FP16: half the size')
     args = parser.parse_args()
     try:
-        sizes = convert_checkpoint(args.source, args.target, args.to, args.strip)
+        sizes = convert_checkpoint(args.source, args.target, args.to, args.strip, args.half)
     except (CheckpointError, OSError) as error:
         sys.exit(f'Nothing was written: {error}')
     for name, size in zip((args.source, args.target), sizes, strict=True):

@@ -2,6 +2,7 @@
 
 python tools/predict.py INPUT... --config CONFIG --checkpoint FILE --out DIR
 python tools/predict.py INPUT... --model EXPORTED --out DIR
+python tools/predict.py INPUT... --model camvid --out DIR  # the network that comes with the package
 
 Exit codes: 1 if an input could not be read to its end, 130 after Ctrl-C, 143 after SIGTERM, 129
 after the terminal was closed. What is written by then is complete. A second Ctrl-C ends at once.
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mmseg_bisenetv2.deploy import Predictor
 from mmseg_bisenetv2.deploy.image import MAX_PIXELS
+from mmseg_bisenetv2.deploy.shipped import SHIPPED
 from mmseg_bisenetv2.video import pipeline, sources, writers
 
 
@@ -29,7 +31,8 @@ def parse_args() -> argparse.Namespace:
                         'or http:// address')
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument('--config', help='config of the model')
-    model.add_argument('--model', help='exported model, in place of config and checkpoint')
+    model.add_argument('--model', help='exported model, in place of config and checkpoint; or '
+                       f'one that comes with the package: {", ".join(SHIPPED)}')
     parser.add_argument('--checkpoint', help='weights for --config')
     parser.add_argument('--out', required=True, help='output folder')
     parser.add_argument('--write', nargs='+', choices=writers.OUTPUTS, default=['overlay'],

@@ -126,7 +126,8 @@ def _to_json(value: Any) -> Any:
 
 
 def convert_checkpoint(source: str, target: str, to: str = 'mmsegmentation',
-                       strip: bool = False) -> tuple[dict[str, int], dict[str, int]]:
+                       strip: bool = False,
+                       half: bool = False) -> tuple[dict[str, int], dict[str, int]]:
     """Converts a checkpoint file; see :func:`convert_state_dict`.
 
     Args:
@@ -134,6 +135,9 @@ def convert_checkpoint(source: str, target: str, to: str = 'mmsegmentation',
         target: File; one that ends in ``.safetensors`` holds the tensors and ``meta``.
         to: Layout of the target.
         strip: Keep what inference needs: no auxiliary heads, optimiser or message hub.
+        half: Store the weights of convolutions in FP16, which halves the file. A network that
+            loads it computes in FP32 as before. Normalisation stays in FP32: its variances may
+            be smaller or larger than FP16 can say.
 
     Returns:
         ``tensors``, ``parameters`` and ``bytes`` (of the tensors) before and after.
@@ -157,6 +161,11 @@ def convert_checkpoint(source: str, target: str, to: str = 'mmsegmentation',
                  if not key.startswith('auxiliary_head.')}
     state = {key: value.detach().clone(memory_format=torch.contiguous_format)
              for key, value in convert_state_dict(state, to).items()}
+    if half:
+        state = {key: value.half() if value.ndim > 1 and value.is_floating_point() else value
+                 for key, value in state.items()}
+        for key, value in state.items():  # FP16 ends at 65504
+            check_tensor(f'{source}: {key} in FP16', value)
     write_checkpoint(dict(
         mmsegmentation={**checkpoint, 'state_dict': state},
         sssegmentation={'model': state},

@@ -25,6 +25,7 @@ from mmseg_bisenetv2.deploy.runtimes import (
     TorchRuntime,
     bf16_is_faster,
 )
+from mmseg_bisenetv2.deploy.shipped import SHIPPED, find_shipped
 from mmseg_bisenetv2.deploy.winograd import (
     OpenVINOWinogradHead,
     OpenVINOWinogradHeadBF16,
@@ -62,7 +63,8 @@ class Predictor:
 
     Args:
         config: A config, as a file or an ``mmengine.Config``; or a file that tools/export.py wrote
-            (.onnx, .xml, .pt2), which says itself what it holds and which backend runs it.
+            (.onnx, .xml, .pt2), which says itself what it holds and which backend runs it; or
+            'camvid', a network for street scenes that comes with the package, weights included.
         checkpoint: Weights of any layout. None: random ones.
         backend: 'torch', 'openvino', 'onnxruntime', or 'auto', the fastest that is installed:
             'openvino' on a CPU, else 'torch'. ``.backend`` says which.
@@ -97,6 +99,10 @@ class Predictor:
             torch.set_num_threads(threads)
         if backend not in ('auto', *PRECISIONS):
             raise ValueError(f"backend={backend!r}: expected 'auto' or one of {[*PRECISIONS]}")
+        if isinstance(config, str) and config in SHIPPED:
+            if checkpoint:
+                raise ValueError(f'{config!r} has its weights: expected no checkpoint beside it')
+            config, checkpoint = find_shipped(config, precision)
         suffix = '.py' if isinstance(config, Config) else Path(config).suffix
         exported = EXPORTED.get(suffix)
         if backend == 'auto':
@@ -116,8 +122,9 @@ class Predictor:
         elif suffix in ('.py', '.json', '.yaml', '.yml'):
             self.runtime, self.metadata, self.precision = _from_config(config, checkpoint, options)
         else:
-            raise ValueError(f'{config}: expected a config (.py) or a file of tools/export.py '
-                             f'({", ".join(EXPORTED)}); a checkpoint comes second')
+            raise ValueError(f'{config}: expected a config (.py), a file of tools/export.py '
+                             f'({", ".join(EXPORTED)}) or one of {[*SHIPPED]}; a checkpoint comes '
+                             'second')
         self.backend = backend
         # A file for frames of one size has a batch of one, and so has every PyTorch program.
         self._one_at_a_time = bool(self.metadata.size or exported == 'torch')

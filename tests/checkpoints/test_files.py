@@ -411,6 +411,26 @@ def test_convert_keeps_or_strips_what_training_needs(ours, file, tmp_path):
     assert meta == {'iter': 1, 'dataset_meta': {'classes': ['road'], 'palette': [[1, 2, 3]]}}
 
 
+def test_convert_to_half(ours, tmp_path):
+    source, target = str(tmp_path / 'in.pth'), str(tmp_path / 'out.safetensors')
+    write_checkpoint({'meta': {}, 'state_dict': ours}, source)
+    before, after = convert_checkpoint(source, target, half=True)
+    assert 0.5 < after['bytes'] / before['bytes'] < 0.51
+    for key, value in read_checkpoint(target)['state_dict'].items():
+        is_convolution = value.ndim > 1
+        assert value.dtype == (torch.half if is_convolution else ours[key].dtype), key
+        assert torch.equal(value, ours[key].to(value.dtype)), key
+
+
+def test_half_refuses_what_fp16_cannot_say(ours, tmp_path):
+    source, target = str(tmp_path / 'in.pth'), tmp_path / 'out.pth'
+    key = 'decode_head.conv_seg.weight'
+    write_checkpoint({'state_dict': {**ours, key: torch.full_like(ours[key], 1e5)}}, source)
+    with pytest.raises(CheckpointError, match=f'{key} in FP16 holds'):
+        convert_checkpoint(source, str(target), half=True)
+    assert not target.exists()
+
+
 @pytest.mark.parametrize('to', ['sssegmentation', 'coincheung'])
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_convert_there_and_back(ours, tmp_path, to, suffix):
