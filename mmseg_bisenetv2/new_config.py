@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+
 from mmseg_bisenetv2.atomic_write import write_atomically
 from mmseg_bisenetv2.datasets.label_conversion import make_palette
 from mmseg_bisenetv2.decoding import decode_image
@@ -93,7 +95,7 @@ def write_config(path: str | Path, data_root: str | Path, classes: Sequence[str]
         rest])
     write_atomically(text.encode(), str(path))
     return (f'{path}: {len(names)} classes, pictures *{img_suffix} of {width}x{height} in '
-            f'{data_root}')
+            f'{data_root}{"" if data_root.exists() else ", which is not there yet"}')
 
 
 def _read_classes(classes: Sequence[str]) -> list[str]:
@@ -120,9 +122,9 @@ def _look_at_pictures(data_root: Path) -> tuple[str, tuple[int, int] | None]:
         raise ValueError(f'{data_root}: expected {LAYOUT} in it. Labels of other forms become '
                          'that by: python -m mmseg_bisenetv2 convert_labels')
     files = sorted(file for file in folder.rglob('*') if file.is_file() and file.suffix)
-    if not files:
-        return '.jpg', None
-    (suffix, _), = Counter(file.suffix for file in files).most_common(1)
-    first = next(file for file in files if file.suffix == suffix)
-    height, width = decode_image(first.read_bytes(), str(first)).shape[:2]
-    return suffix, (width, height)
+    for suffix, _ in Counter(file.suffix for file in files).most_common():
+        first = next(file for file in files if file.suffix == suffix)
+        if cv2.haveImageReader(str(first)):
+            height, width = decode_image(first.read_bytes(), str(first)).shape[:2]
+            return suffix, (width, height)
+    return '.jpg', None

@@ -26,7 +26,8 @@ def data(tmp_path):
                 ('ann_dir', '.png', rng.integers(0, 3, (40, 90), np.uint8))):
             (tmp_path / 'data' / folder / split).mkdir(parents=True)
             cv2.imwrite(str(tmp_path / 'data' / folder / split / f'a{suffix}'), content)
-    (tmp_path / 'data/img_dir/train/notes').touch()
+    for name in ('a.json', 'b.json', 'notes'):  # More than pictures.
+        (tmp_path / 'data/img_dir/train' / name).touch()
     return tmp_path / 'data'
 
 
@@ -78,10 +79,11 @@ def test_settings_can_be_changed_in_the_file(data, tmp_path):
     assert max(map(len, text.splitlines())) <= 100 + len(str(data))
 
 
-def test_classes_of_a_file(tmp_path, monkeypatch):
+def test_classes_of_a_file(tmp_path, monkeypatch, capsys):
     (tmp_path / 'classes.txt').write_text('\ufeffbackground\r\nparked car, van\r\n\r\n', 'utf-8')
     run(monkeypatch, tmp_path / 'my.py', '--data', tmp_path / 'none', '--size', '1024x512',
         '--classes', tmp_path / 'classes.txt')
+    assert f'{tmp_path / "none"}, which is not there yet' in capsys.readouterr().out
     config = Config.fromfile(tmp_path / 'my.py')
     assert config.classes == ('background', 'parked car, van')
     assert (config.scale, config.crop_size) == ((1024, 512), (512, 512))
