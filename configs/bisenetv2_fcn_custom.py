@@ -1,4 +1,5 @@
-# Your own data set, here of two classes. Copy this file and change what stands between the lines.
+# Your own data set, here of two classes. Copy this file and change what stands between the lines,
+# or let tools/new_config.py write the copy.
 #
 #   data/my_dataset/img_dir/{train,val}/NAME.jpg
 #   data/my_dataset/ann_dir/{train,val}/NAME.png   8-bit class ids 0, 1, ...; 255 is ignored
@@ -22,11 +23,16 @@ palette = [[0, 0, 0], [128, 64, 128]]  # RGB
 scale = (1280, 720)  # (width, height) of your images; training scales by 0.5 to 2 around it
 crop_size = (512, 512)  # (height, width) of the training crops
 max_iters = 40000
+# Where label maps hold other ids: {7: 0, 26: 1} makes class 0 of their id 7 and class 1 of their id
+# 26, and ignores all others. Empty: they hold 0, 1, ... as above.
+label_map = {}
 data = dict(data_root='data/my_dataset', img_suffix='.jpg', seg_map_suffix='.png')
 # ------------------------------------------------------------------------------------------------
 if isinstance(classes, str):
     classes = tuple(open(classes, encoding='utf-8').read().splitlines())
 dataset = dict(data, metainfo=dict(classes=classes, palette=palette))
+if label_map:
+    dataset.update(label_map=label_map)
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].update(scale=scale, crop_size=crop_size)  # RandomResizeCrop
 train_dataloader = dict(dataset=dict(dataset, pipeline=train_pipeline))
@@ -42,7 +48,7 @@ default_hooks = dict(
     # The settings above can be changed in the file only; --cfg-options would come too late.
     settings=dict(type='mmseg_bisenetv2.SettingsHook', settings=dict(
         classes=classes, palette=palette, scale=scale, crop_size=crop_size, max_iters=max_iters,
-        data=data)))
+        label_map=label_map, data=data)))
 model = dict(
     data_preprocessor=dict(size=crop_size),
     decode_head=dict(num_classes=len(classes)),

@@ -205,6 +205,21 @@ def copy_without_blocking(preprocessor: BaseDataPreprocessor) -> None:
         preprocessor._non_blocking = True
 
 
+def draw_pictures_of_any_layout() -> None:
+    """Lets MMSegmentation's visualizer draw pictures whose bytes lie in another order.
+
+    Its ``browse_dataset`` turns the channels by an index, after which NumPy keeps them apart in
+    memory, and OpenCV refuses to draw a class name there. In this process the method copies first.
+    """
+    from mmseg.visualization import SegLocalVisualizer  # Importable once this module is.
+    original = SegLocalVisualizer.add_datasample
+
+    def add_datasample(self: Any, name: str, image: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+        return original(self, name, np.ascontiguousarray(image), *args, **kwargs)
+
+    SegLocalVisualizer.add_datasample = add_datasample
+
+
 @contextlib.contextmanager
 def amp_wrapper_on_cpu() -> Iterator[None]:
     """Lets MMEngine's AmpOptimWrapper be built without a GPU, with a gradient scaler for the CPU.

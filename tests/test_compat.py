@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from mmseg_bisenetv2.compat import (
     with_source,
 )
 
+ROOT = Path(__file__).parents[1]
 needs_lite = pytest.mark.skipif(mmcv_full_available(), reason='the full mmcv is installed')
 
 
@@ -35,6 +37,20 @@ def test_mmseg_models_import_only_with_this_package():
     assert "No module named 'mmcv._ext'" in run_python('import mmseg.apis').stderr
     result = run_python('import mmseg_bisenetv2, mmseg.apis')
     assert result.returncode == 0, result.stderr
+
+
+@needs_lite
+def test_the_import_in_the_wrong_order_is_explained_and_can_be_made_up_for():
+    result = run_python('''
+        try:
+            import mmseg.apis
+        except ModuleNotFoundError as error:
+            print(f'ModuleNotFoundError: {error}')
+        import mmseg_bisenetv2, mmseg.apis
+        mmseg.apis.init_model
+    ''')
+    assert result.returncode == 0, result.stderr
+    assert f'\n{result.stdout.strip()}\n' in (ROOT / 'docs/install.md').read_text()
 
 
 def test_without_any_mmcv_the_extra_is_named():

@@ -39,6 +39,17 @@ def test_classes_from_a_file(tmp_path):
         assert loader.dataset.metainfo.classes == ('road', 'parked car', 'sky')
 
 
+def test_label_map_reaches_all_data(tmp_path):
+    config = change(tmp_path, label_map={7: 0, 26: 1})
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        assert loader.dataset.label_map == {7: 0, 26: 1}
+    config.dump(tmp_path / 'dumped.py')
+    dumped = Config.fromfile(tmp_path / 'dumped.py')
+    assert dumped.val_dataloader.dataset.label_map == {7: 0, 26: 1}
+    start(dumped)
+    assert 'label_map' not in Config.fromfile(CONFIG).train_dataloader.dataset
+
+
 def start(config):
     """What the runner does with the hook when a run starts."""
     HOOKS.build(config.default_hooks.settings).before_run(SimpleNamespace(cfg=config))
@@ -46,7 +57,7 @@ def start(config):
 
 @pytest.mark.parametrize('options', [
     dict(max_iters=5), dict(classes=['a', 'b', 'c']), dict(crop_size=(64, 64)),
-    dict(scale=(640, 360)), {'data.data_root': 'elsewhere'}])
+    dict(scale=(640, 360)), {'data.data_root': 'elsewhere'}, {'label_map.7': 0}])
 def test_option_that_comes_too_late_is_refused(options):
     config = Config.fromfile(CONFIG)
     config.merge_from_dict(options)

@@ -15,7 +15,9 @@ import sys
 import textwrap
 import tomllib
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import pytest
@@ -23,7 +25,7 @@ import torch
 from mmengine.config import Config
 from small import image, write
 
-import mmseg_bisenetv2  # noqa: F401 - before mmseg
+from mmseg_bisenetv2.tool_runner import find_tools
 
 import mmseg
 
@@ -63,8 +65,8 @@ def split(text):
 def inline_commands(page):
     """The commands that stand between backticks in the prose."""
     spans = re.findall(r'`([^`]+)`', prose(page))
-    return [words for span in spans if re.match(r'(make|python tools/\S+|mim \w+ \w+ ) *\S', span)
-            for words in split(span)]
+    programs = r'(make|python tools/\S+|python -m mmseg_bisenetv2|mim \w+ \w+ ) *\S'
+    return [words for span in spans if re.match(programs, span) for words in split(span)]
 
 
 class ParsedError(Exception):
@@ -106,8 +108,12 @@ def check_mim(monkeypatch, words, made):
         checkpoint = ['FILE'] if command == 'test' else []
         arguments = parse(monkeypatch, home / f'tools/{command}.py',
                           [given['config'], *checkpoint, *given['other_args']])
+        if package == 'mmseg_bisenetv2' and 'NAME' not in given['config']:
+            assert (ROOT / 'configs' / given['config']).exists(), given['config']
         if arguments.cfg_options and given['config'] not in made:
             check_options_of_config(given['config'], arguments.cfg_options)
+    elif command == 'run' and rest[0] == 'new_config' and rest[1:]:
+        made.add(parse(monkeypatch, home / 'tools/new_config.py', rest[1:]).config)
     elif command == 'run':
         script, = home.glob(f'tools/**/{rest[0]}.py')
         for option in rest[1:]:
@@ -126,7 +132,8 @@ def check(monkeypatch, words, made):
     """
     for word in words:
         if re.match(r'(configs|docs|mmseg_bisenetv2|tests|tools)/', word):
-            assert word in made or (ROOT / word).exists() or words[0] == 'cp', word
+            assert word in made or (ROOT / word).exists() or 'cp' == words[0] or (
+                'tools/new_config.py' in words), word
     program = words[0].removeprefix('.venv/bin/')
     if program == 'cp':
         made.add(words[2])
@@ -143,7 +150,15 @@ def check(monkeypatch, words, made):
             for names in re.findall(r'^\.\[(.*)\]$', word):
                 assert set(names.split(',')) <= set(extras), word
     elif program in ('python', 'python3.11') and words[1].startswith(('tests/', 'tools/')):
-        parse(monkeypatch, ROOT / words[1], words[2:])
+        arguments = parse(monkeypatch, ROOT / words[1], words[2:])
+        if words[1] == 'tools/new_config.py':
+            made.add(arguments.config)
+    elif words[:3] == ['python', '-m', 'mmseg_bisenetv2']:
+        with monkeypatch.context() as patch:
+            if not find_spec('seaborn'):  # Which analyze_logs imports before it parses.
+                patch.setitem(sys.modules, 'seaborn', ModuleType('seaborn'))
+            if words[3:] not in ([], ['TOOL']):
+                parse(monkeypatch, find_tools()[words[3]], words[4:])
     elif program in ('python', 'python3.11'):
         assert words[1] == '-m', words
     elif program != 'pytest':

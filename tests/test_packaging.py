@@ -89,21 +89,54 @@ def test_mim_download_resolves_the_config(python, tmp_path):
     assert '_base_' not in text
 
 
-def test_mim_train_runs_a_config_of_the_wheel(python, tmp_path):
-    make_toy_cityscapes(tmp_path / 'data/toy_cityscapes', num_train=4, num_val=2, size=(64, 128))
-    package = run(
-        python, '-W', 'ignore', '-c', 'import mmseg_bisenetv2; print(mmseg_bisenetv2.__path__[0])',
-        cwd=tmp_path, env=clean()).splitlines()[-1]
-    assert str(python.parents[1]) in package
-    config = Path(package) / '.mim/configs/bisenetv2_fcn_toy-cityscapes.py'
-    out = run(
-        python, '-m', 'mim', 'train', 'mmseg', config, '--work-dir', tmp_path / 'work',
-        '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
-        'default_hooks.checkpoint.interval=2', 'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False', cwd=tmp_path, env=clean())
-    assert (tmp_path / 'work/iter_2.pth').exists()
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    """A folder that holds nothing but the data of the toy config, as that names them."""
+    folder = tmp_path_factory.mktemp('empty')
+    make_toy_cityscapes(folder / 'data/toy_cityscapes', num_train=4, num_val=2, size=(64, 128))
+    return folder
+
+
+def in_process(*loaders):
+    return [f'{loader}_dataloader.{option}' for loader in loaders
+            for option in ('num_workers=0', 'persistent_workers=False')]
+
+
+def test_mim_trains_and_tests_a_config_by_its_name(python, toy):
+    short = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+             'default_hooks.checkpoint.interval=2']
+    out = run(python, '-m', 'mim', 'train', 'mmseg_bisenetv2', 'bisenetv2_fcn_toy-cityscapes.py',
+              '--work-dir', 'work', '--cfg-options', *short, *in_process('train', 'val'),
+              cwd=toy, env=clean())
+    assert str(python.parents[1]) in out.partition('Training command is')[2].partition('\n')[0]
     assert 'mIoU' in out
+    out = run(python, '-m', 'mim', 'test', 'mmseg_bisenetv2', 'bisenetv2_fcn_toy-cityscapes.py',
+              '--checkpoint', 'work/iter_2.pth', '--cfg-options', *in_process('test'),
+              cwd=toy, env=clean())
+    assert 'mIoU' in out
+    assert sorted(path.name for path in toy.iterdir()) == ['data', 'work', 'work_dirs']
+
+
+def test_new_config_is_trained_by_mmsegmentation_from_any_folder(python, tmp_path):
+    toy = make_toy_cityscapes(tmp_path / 'toy', num_train=4, num_val=2, size=(64, 128))
+    for old, new, suffix in (('leftImg8bit', 'img_dir', '_leftImg8bit.png'),
+                             ('gtFine', 'ann_dir', '_gtFine_labelTrainIds.png')):
+        for path in toy.rglob(f'*{suffix}'):
+            split = path.relative_to(toy / old).parts[0]
+            (tmp_path / 'data' / new / split).mkdir(parents=True, exist_ok=True)
+            path.rename(tmp_path / 'data' / new / split / path.name.replace(suffix, '.png'))
+    (tmp_path / 'classes.txt').write_text('\n'.join(f'class {i}' for i in range(19)))
+    run(python, '-m', 'mim', 'run', 'mmseg_bisenetv2', 'new_config', 'my.py', '--data', 'data',
+        '--classes', 'classes.txt', cwd=tmp_path, env=clean())
+    text = (tmp_path / 'my.py').read_text()
+    (tmp_path / 'my.py').write_text(text.replace('max_iters = 40000', 'max_iters = 2'))
+    (tmp_path / 'elsewhere').mkdir()
+    out = run(python, '-m', 'mim', 'train', 'mmseg', tmp_path / 'my.py', '--cfg-options',
+              'train_dataloader.batch_size=2', *in_process('train', 'val'),
+              cwd=tmp_path / 'elsewhere', env=clean())
+    assert 'mIoU' in out
+    assert (tmp_path / 'elsewhere/work_dirs/my/iter_2.pth').exists()
+    assert not (tmp_path / 'elsewhere/data').exists()
 
 
 def test_clone_does_not_hide_the_package_from_a_script_beside_it(tmp_path):

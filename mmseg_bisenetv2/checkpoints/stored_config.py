@@ -62,7 +62,7 @@ def literal_config(text: Any) -> tuple[str, list[str]]:
 
     Args:
         text: As ``Config.pretty_text`` writes it: ``name = value``, where a value is a literal or
-            a ``dict(...)`` of literals.
+            a ``dict(...)`` of literals, which is ``dict({...})`` where a key is no name.
 
     Returns:
         The text written anew, with the same values, and the names of what is not in it.
@@ -99,12 +99,16 @@ def literal_config(text: Any) -> tuple[str, list[str]]:
 
 
 class _DictCallsAsLiterals(ast.NodeTransformer):
-    """Turns ``dict(a=1)`` into ``{'a': 1}``."""
+    """Turns ``dict(a=1)`` into ``{'a': 1}``, and ``dict({7: 0})`` into ``{7: 0}``."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args:
+        if not isinstance(node.func, ast.Name) or node.func.id != 'dict':
             raise ValueError('a call')
+        if node.args:
+            if len(node.args) > 1 or node.keywords or not isinstance(node.args[0], ast.Dict):
+                raise ValueError('not of literals')
+            return node.args[0]
         # without a name it is a dictionary to unpack, which literal_eval refuses
         keys: list[ast.expr | None] = [
             ast.Constant(each.arg) if each.arg else None for each in node.keywords]

@@ -82,7 +82,7 @@ def explain_missing_maps(dataset: BaseSegDataset, missing: Sequence[dict], total
     """Says how many label maps are missing, names the first, and what is there in its place."""
     picture, path = (osp.abspath(missing[0][key]) for key in ('img_path', 'seg_map_path'))
     text = f'{len(missing)} of {total} pictures have no label map: {picture} needs {path}'
-    if dataset.METAINFO.get('classes'):  # A published data set, which has a way of its own.
+    if type(dataset).METAINFO.get('classes'):  # A published data set, which has a way of its own.
         return f'{text}. {getattr(dataset, "remedy", "")}'
     stem = osp.basename(path).removesuffix(dataset.seg_map_suffix)
     files = list_local(dataset, 'seg_map_path') or []

@@ -192,7 +192,7 @@ def convert_labels(
     for (_, count), (split, _) in zip(counts, places, strict=True):
         pixels[split].append(count)
     return Conversion(
-        kind, names, list(palette) or _make_palette(kind, names, ids), suffix,
+        kind, names, list(palette) or _find_palette(kind, names, ids), suffix,
         Counter(size for size, _ in counts),
         {split: np.stack(pixels[split]) for split in sorted(pixels)},
         sorted(pictures.keys() - pairs.keys()))
@@ -362,11 +362,16 @@ def _in_threads(what: str, function: Callable[[Any], Any], items: Sequence[Any])
     return results
 
 
-def _make_palette(kind: str, names: Sequence[str], ids: Mapping[str, int]) -> list[list[int]]:
-    """Takes the colours of colour maps; else black for background, and hues far from each other."""
-    palette = [[0, 0, 0] if name == 'background' else
-               [round(255 * part) for part in colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.9)]
-               for i, name in enumerate(names)]
+def make_palette(names: Sequence[str]) -> list[list[int]]:
+    """Returns an RGB colour for each class: black for background, else hues far from each other."""
+    return [[0, 0, 0] if name == 'background' else
+            [round(255 * part) for part in colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.9)]
+            for i, name in enumerate(names)]
+
+
+def _find_palette(kind: str, names: Sequence[str], ids: Mapping[str, int]) -> list[list[int]]:
+    """Takes the colours of colour maps, and makes those of other labels."""
+    palette = make_palette(names)
     for label, class_id in ids.items():
         if kind == 'colours' and label.startswith('#') and class_id < len(names):
             palette[class_id] = list(bytes.fromhex(label[1:]))

@@ -1,4 +1,5 @@
 """MMSegmentation's data sets, validated: what is wrong is said with the file and the remedy."""
+import functools
 import logging
 import os
 import os.path as osp
@@ -47,7 +48,7 @@ class ValidatedDataset(MMSegBaseSegDataset):
     @property
     def metainfo(self) -> dict:
         """MMSegmentation's, and the ``ignore_index``, which the metric compares with its own."""
-        return dict(super().metainfo, ignore_index=self.ignore_index)
+        return dict(super().metainfo, ignore_index=self.ignore_index, label_map=self.label_map)
 
     def load_data_list(self) -> list[dict]:
         """Lists the images and their label maps.
@@ -65,6 +66,8 @@ class ValidatedDataset(MMSegBaseSegDataset):
                 hint = suggest_conversion(list_local(self, 'img_path') or [])
                 raise FileNotFoundError(
                     f'{name}: no folder {osp.abspath(folder)}. {self.remedy.rstrip(".")}{hint}')
+        # Tools of MMSegmentation read this attribute where they mean the property.
+        self.METAINFO = self.metainfo
         data_list = super().load_data_list()
         folder = self.data_prefix['img_path']
         if self._is_local(folder):
@@ -202,7 +205,47 @@ def _label_maps(data: Any) -> Iterator[tuple[np.ndarray, list[tuple]]]:
 
 @DATASETS.register_module()
 class BaseSegDataset(ValidatedDataset):
-    """Folders of images and label maps, validated; drop-in for MMSegmentation's."""
+    """Folders of images and label maps, validated; drop-in for MMSegmentation's.
+
+    Args:
+        label_map: For label maps of other ids, the class of each id: ``{7: 0, 26: 1}``. Ids that it
+            does not name are ignored. The other arguments are MMSegmentation's.
+    """
+
+    @functools.wraps(MMSegBaseSegDataset.__init__)  # type: ignore[misc] # For its signature.
+    def __init__(self, *args: Any, label_map: dict[int, int] | None = None, **kwargs: Any) -> None:
+        self.class_of_id = label_map  # Before super() lists the files.
+        super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Lists the images and their label maps.
+
+        Raises:
+            FileNotFoundError: If a local folder is missing or holds no image.
+            ValueError: If ``label_map`` does not lead from ids to all classes, or if ``classes`` is
+                a string that is not the path of a file.
+        """
+        if self.class_of_id is not None:
+            self.label_map = self._complete(self.class_of_id)
+        return super().load_data_list()
+
+    def _complete(self, class_of_id: dict[int, int]) -> dict[int, int]:
+        """Returns the new id of each id that changes."""
+        classes = self.metainfo.get('classes') or ()
+        ignored: int = self.ignore_index
+        if self.reduce_zero_label or ignored not in range(256):
+            raise ValueError('label_map goes neither with reduce_zero_label=True nor with an '
+                             'ignore_index beyond 0 to 255. Found '
+                             f'{self.reduce_zero_label} and {ignored}')
+        for old, new in class_of_id.items():
+            if old not in range(256) or (new not in range(len(classes)) and new != ignored):
+                raise ValueError(f'label_map: {old!r} becomes {new!r}. Expected an id of 0 to 255, '
+                                 f'and a class of 0 to {len(classes) - 1} or {ignored}, ignored')
+        if missing := [name for i, name in enumerate(classes) if i not in class_of_id.values()]:
+            raise ValueError(f'label_map={class_of_id}: no id becomes {", ".join(missing)}. Name '
+                             'the ids of all classes')
+        table = {old: class_of_id.get(old, ignored) for old in range(256)}
+        return {old: new for old, new in table.items() if old != new}
 
 
 @DATASETS.register_module()

@@ -52,6 +52,36 @@ def test_id_outside_the_classes_is_named(tmp_path, pipeline):
         build(tmp_path, pipeline=pipeline)[0]
 
 
+OURS = [dict(type=f'mmseg_bisenetv2.{transform["type"]}') for transform in PIPELINE]
+
+
+@pytest.mark.parametrize('pipeline', [PIPELINE, OURS])
+@pytest.mark.parametrize('label_map, expected', [
+    ({7: 0, 26: 1}, [[255, 255, 0], [1, 255, 255]]),
+    ({0: 1, 1: 0, 7: 255}, [[1, 0, 255], [255, 255, 255]]),
+    ({0: 0, 255: 1}, [[0, 255, 255], [255, 255, 1]]),
+    ({0: 0, 1: 1, 7: 1}, [[0, 1, 1], [255, 255, 255]])])
+def test_label_map_gives_ids_their_class_and_ignores_others(tmp_path, pipeline, label_map,
+                                                             expected):
+    write(tmp_path, np.array([[0, 1, 7], [26, 200, 255]], np.uint8))
+    dataset = build(tmp_path, pipeline=pipeline, label_map=label_map)
+    assert dataset[0]['data_samples'].gt_sem_seg.data[0].tolist() == expected
+    assert dataset.metainfo['label_map'] == dataset.label_map
+
+
+@pytest.mark.parametrize('label_map, kwargs, message', [
+    ({7: 0}, {}, 'no id becomes rest'),
+    ({7: 0, 8: 2}, {}, '8 becomes 2.*a class of 0 to 1 or 255'),
+    ({7: 0, 300: 1}, {}, '300 becomes 1'),
+    ({'7': 0, 8: 1}, {}, "'7' becomes 0"),
+    ({7: 0, 8: 1}, dict(reduce_zero_label=True), 'goes neither with reduce_zero_label=True'),
+    ({7: 0, 8: 1}, dict(ignore_index=-100), 'an ignore_index beyond 0 to 255.*-100')])
+def test_label_map_that_leads_nowhere_is_refused(tmp_path, label_map, kwargs, message):
+    write(tmp_path, np.zeros((4, 6), np.uint8))
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, label_map=label_map, **kwargs)
+
+
 @pytest.mark.parametrize('pipeline', [PIPELINE, TTA])
 def test_colour_map_is_named(tmp_path, pipeline):
     write(tmp_path, np.zeros((4, 6, 3), np.uint8))

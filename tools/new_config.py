@@ -1,0 +1,38 @@
+"""Writes a config for your own classes and pictures, to be trained from any folder.
+
+    python tools/new_config.py my.py --data data/my_dataset --classes background,road,car
+
+The folder is laid out as in bisenetv2_fcn_custom.py; tools/convert_labels.py makes it.
+"""
+import argparse
+import sys
+
+from _arguments import picture_size
+
+from mmseg_bisenetv2.new_config import write_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the file to write, NAME.py')
+    parser.add_argument('--data', required=True, metavar='DIR', help='the folder of the data set')
+    parser.add_argument('--classes', required=True, metavar='NAME,NAME', type=lambda text:
+                        text.split(','), help='in the order of their ids, or a text file of them')
+    parser.add_argument('--size', type=picture_size, metavar='WIDTHxHEIGHT',
+                        help='of the pictures; default: that of the first one')
+    parser.add_argument('--force', action='store_true', help='overwrites an existing file')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        print(write_config(args.config, args.data, args.classes, args.size, args.force))
+    except (OSError, ValueError) as error:
+        sys.exit(f'Nothing was written: {error}')
+    print('Its first lines say how to check the data and train. Look at the settings below them.')
+
+
+if __name__ == '__main__':
+    main()
