@@ -1,5 +1,6 @@
 """What a run leaves in its work directory by itself."""
 import logging
+import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,3 +154,22 @@ def test_every_config_has_it(request: pytest.FixtureRequest) -> None:
     for path in (request.config.rootpath / 'configs').glob('*.py'):
         assert Config.fromfile(path).default_hooks.results == dict(
             type='mmseg_bisenetv2.ResultsHook'), path
+
+
+def test_tensorboard_beside_the_log_of_json_lines(
+        request: pytest.FixtureRequest, config: Path, tmp_path: Path) -> None:
+    reason = 'the page shows the option; TensorBoard is not installed'
+    accumulator = pytest.importorskip(
+        'tensorboard.backend.event_processing.event_accumulator', reason=reason)
+    page = (request.config.rootpath / 'docs/train.md').read_text()
+    setting = re.search(r'`visualizer = dict\((vis_backends=.*)\)`', page)
+    assert setting
+    backends = eval(f'dict({setting[1]})')['vis_backends']
+    build(config, tmp_path, **OPTIONS, train_cfg__max_iters=2,
+          visualizer__vis_backends=backends).train()
+    events = accumulator.EventAccumulator(str(next(tmp_path.glob('*/vis_data'))))
+    events.Reload()
+    curve = read_curve(tmp_path)
+    for name, values in (('loss', curve.losses), ('mIoU', curve.scores)):
+        logged = {event.step: event.value for event in events.Scalars(name)}
+        assert logged == pytest.approx(values) and values
