@@ -236,14 +236,16 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
         path: The PNG to write; its folder is made if missing.
     """
     share = 100 * confusion / confusion.sum(1, keepdims=True).clip(min=1)
-    size = 2.5 + 0.4 * len(classes)
+    has_numbers = len(classes) <= 40  # With more, small cells without numbers keep it readable.
+    size = 2.5 + (0.4 if has_numbers else 0.11) * len(classes)
     figure = Figure(figsize=(size + 1, size), layout='constrained')
     axes = figure.subplots()
     image = axes.imshow(share, vmin=0, vmax=100, cmap='Blues')
     axes.set(xlabel='predicted', ylabel='true', xticks=range(len(classes)),
              yticks=range(len(classes)), xticklabels=classes, yticklabels=classes)
     axes.tick_params('x', rotation=90)
-    if len(classes) <= 40:  # The cells of more classes are too small for numbers.
+    axes.tick_params(labelsize='medium' if has_numbers else 6)
+    if has_numbers:
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.5:
                 axes.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=7,

@@ -113,6 +113,12 @@ def test_picture(tmp_path):
     assert not np.array_equal(first, cv2.imread(str(path)))
 
 
+def test_picture_of_many_classes_stays_small(tmp_path):
+    draw_confusion(np.eye(171), [f'class {i}' for i in range(171)], tmp_path / 'confusion.png')
+    height, width, _ = cv2.imread(str(tmp_path / 'confusion.png')).shape
+    assert 171 * 6 < height < 3000 and width < 3000
+
+
 def test_relative_picture_lies_in_the_work_directory_of_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kwargs = dict(confusion_picture='confusion.png')
