@@ -1,9 +1,11 @@
 """MMSegmentation's IoUMetric, from one confusion matrix of integers."""
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.logging import MMLogger, print_log
 from torch import Tensor
@@ -26,8 +28,12 @@ class IoUMetric(MMSegIoUMetric):
         ignore_index, iou_metrics, nan_to_num, beta, collect_device, output_dir, format_only,
             prefix: See ``mmseg.evaluation.IoUMetric``.
         confusion_picture: A PNG to draw the confusion matrix into. A relative path begins at the
-            folder of the run's log, ``WORK_DIR/TIMESTAMP``, if there is a run.
+            work directory, if there is a run.
         **kwargs: Not used, as in the original.
+
+    Attributes:
+        confusion: Pixels of the last evaluation, true class by predicted class, (C, C) int64;
+            None before it, and in processes other than the first.
     """
 
     def __init__(self, ignore_index: int = 255, iou_metrics: Sequence[str] = ['mIoU'],
@@ -38,6 +44,7 @@ class IoUMetric(MMSegIoUMetric):
         super().__init__(ignore_index, iou_metrics, nan_to_num, beta, collect_device, output_dir,
                          format_only, prefix, **kwargs)
         self.confusion_picture = confusion_picture
+        self.confusion: np.ndarray | None = None
 
     @property
     def dataset_meta(self) -> Any:
@@ -94,10 +101,15 @@ class IoUMetric(MMSegIoUMetric):
         if self.format_only:
             return super().compute_metrics(results)
         confusion = functools.reduce(torch.add, results).to_dense()
+        self.confusion = confusion[:-1, :-1].numpy()
         if self.confusion_picture:
-            path = _log_folder() / self.confusion_picture
-            draw_confusion(confusion[:-1, :-1].numpy(), self.dataset_meta['classes'], path)
-            print_log(f'confusion matrix: {path}', logger='current')
+            path = _work_dir() / self.confusion_picture
+            try:
+                draw_confusion(self.confusion, self.dataset_meta['classes'], path)
+                print_log(f'confusion matrix: {path}', logger='current')
+            except Exception as error:  # The scores are not lost for a picture.
+                print_log(f'The confusion matrix was not drawn: {error!r}', 'current',
+                          logging.WARNING)
         return super().compute_metrics([_class_areas(confusion)])
 
 
@@ -118,7 +130,35 @@ def _class_areas(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return correct, true + predicted - correct, predicted, true
 
 
-def _log_folder() -> Path:
-    """Returns the folder of the run's log file; the current folder if nothing logs to a file."""
-    log_file = MMLogger.get_current_instance().log_file
-    return Path(log_file).parent if log_file else Path()
+def format_class_table(confusion: np.ndarray, classes: Sequence[str]) -> str:
+    """Makes a table in Markdown of the scores of each class, in per cent.
+
+    Args:
+        confusion: Pixels, true class by predicted class, (C, C).
+        classes: Their names.
+
+    Returns:
+        A line for each class and one for the means, such as IoUMetric's table. "Acc" is the share
+        of a class's pixels that are found, "Precision" that of the predicted ones that are right,
+        "Pixels" its share of all. A dash stands for what is undefined, since there are no such
+        pixels; it does not count in the means.
+    """
+    correct, union, predicted, true = _class_areas(
+        torch.nn.functional.pad(torch.from_numpy(confusion), (0, 1, 0, 1)))
+    columns = [100 * values for values in (
+        correct / union, correct / true, correct / predicted, true / true.sum())]
+    lines = ['| Class | IoU | Acc | Precision | Pixels |', '| --- | --: | --: | --: | --: |']
+    for name, *values in zip(classes, *columns, strict=True):
+        lines.append(f'| {name} | {" | ".join(map(_format_score, values))} |')
+    means = [_format_score(values.nanmean()) for values in columns[:3]]
+    return '\n'.join([*lines, f'| **mean** | {" | ".join(means)} | |']) + '\n'
+
+
+def _format_score(value: Tensor) -> str:
+    return '-' if value.isnan() else f'{value:.2f}'
+
+
+def _work_dir() -> Path:
+    """Returns the work directory of the run; the current folder if nothing logs to a file."""
+    log_file = MMLogger.get_current_instance().log_file  # WORK_DIR/TIMESTAMP/TIMESTAMP.log
+    return Path(log_file).parents[1] if log_file else Path()

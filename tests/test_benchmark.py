@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[1]
 
 
 COMMANDS = dict(
-    loss='--batch 1 2 --crop 64 128 --crop 32 64 --ohem',
-    train='--crop 64 128 --with-cp stages --amp bfloat16 --mmseg-amp none',
-    data='--size 64 128 --crop 32 64',
-    eval='--size 64 128 --classes 30',
-    inference='--size 64 128 --batch 2 --picture bars.png',
+    loss='--batch 1 2 --crop 128x64 64x32 --ohem',
+    train='--crop 128x64 --with-cp stages --amp bfloat16 --mmseg-amp none',
+    data='--size 128x64 --crop 64x32',
+    eval='--size 128x64 --classes 30',
+    inference='--size 128x64 --batch 2 --picture bars.png',
     accuracy='--config camvid.py --picture points.png')
 # One process runs them all, since each would need seconds to import what it needs. ONNX Runtime,
 # whose conversion takes ten seconds, is made to look as if it were not installed.
@@ -72,15 +72,15 @@ def read(results, command):
 def test_loss(results):
     rows = read(results, 'loss')
     assert [row['setting'] for row in rows] == [
-        '1 x 64x128, 19 classes', '1 x 32x64, 19 classes',
-        '2 x 64x128, 19 classes', '2 x 32x64, 19 classes']
+        '1 x 128x64, 19 classes', '1 x 64x32, 19 classes',
+        '2 x 128x64, 19 classes', '2 x 64x32, 19 classes']
     assert all(0 < row['saved_share'] < 0.1 for row in rows)
     assert all(row['loss_difference'] < 1e-5 for row in rows)
 
 
 def test_train(results):
     row, = read(results, 'train')
-    assert row['setting'] == '2 x 64x128'
+    assert row['setting'] == '2 x 128x64'
     assert row['mmseg_peak_mb'] > 0 and row['ours_peak_mb'] > 0 and row['peak_share'] > 0
     assert row['mmseg_images_per_s'] == pytest.approx(2000 / row['mmseg_ms'])
     assert row['ours_images_per_s'] == pytest.approx(2000 / row['ours_ms'])
@@ -89,21 +89,21 @@ def test_train(results):
 def test_data(results):
     rows = read(results, 'data')
     assert [row['setting'] for row in rows] == [
-        '64x128, crop 32x64, PNG', '64x128, crop 32x64, cache']
+        '128x64, crop 64x32, PNG', '128x64, crop 64x32, cache']
     for row in rows:
         assert row['mmseg_images_per_s'] > 0 and row['ours_images_per_s'] > 0 and row['png_mb'] > 0
 
 
 def test_eval(results):
     row, = read(results, 'eval')
-    assert row['setting'] == '64x128, 30 classes'
+    assert row['setting'] == '128x64, 30 classes'
     assert row['mmseg_miou'] == pytest.approx(row['ours_miou'], abs=0.02) and row['ours_miou'] > 0
 
 
 def test_inference(results):
     rows = read(results, 'inference')
     sizes, names = zip(*(row['setting'].split(', ', 1) for row in rows), strict=True)
-    assert set(sizes) == {'64x128 x 2'}
+    assert set(sizes) == {'128x64 x 2'}
     assert names[:2] == ('MMSegmentation', 'torch fp32') and 'openvino fp32' in names
     assert 'onnxruntime fp32' not in names and 'onnxruntime fp32 is left out: ' in results[1]
     assert names[-2:] == ('post-processing, MMSegmentation', 'post-processing, ours')
@@ -119,7 +119,7 @@ def test_inference(results):
 
 def test_accuracy(results):
     rows = read(results, 'accuracy')
-    found = {row['setting'].removeprefix('64x96, '): row['miou'] for row in rows}
+    found = {row['setting'].removeprefix('96x64, '): row['miou'] for row in rows}
     assert {'MMSegmentation', 'torch fp32', 'openvino fp32', 'torch fp32, half size'} <= {*found}
     assert found['MMSegmentation'] == pytest.approx(found['torch fp32'], abs=0.1)
     assert found['torch fp32'] != found['torch fp32, half size']
@@ -154,7 +154,7 @@ def test_sizes(tools, monkeypatch, capsys):
         return parse_args().crop
 
     assert crops() == [(1024, 1024)]
-    assert crops('--crop', '8', '16', '--crop', '32', '64') == [(8, 16), (32, 64)]
+    assert crops('--crop', '16x8', '64x32') == [(8, 16), (32, 64)]
     with pytest.raises(SystemExit):
-        crops('--crop', '64x128')
-    assert '--crop H W' in capsys.readouterr().err
+        crops('--crop', '64', '128')
+    assert '--crop: expected WIDTHxHEIGHT in pixels' in capsys.readouterr().err

@@ -19,7 +19,7 @@ def tool(monkeypatch):
 
 
 def test_figures_are_those_of_the_readme(tool, capsys):
-    tool(ROOT / 'configs/bisenetv2_fcn_cityscapes.py', '--size', 512, 1024)
+    tool(ROOT / 'configs/bisenetv2_fcn_cityscapes.py', '--size', '1024x512')
     out = capsys.readouterr().out
     assert 'GMAC           24.60\n' in out
     assert '14.80 in training, 3.36 without auxiliary heads' in out
@@ -33,7 +33,7 @@ def test_grey_images(tool, tmp_path, capsys):
     config.write_text(f"_base_ = {str(ROOT / 'configs/bisenetv2_fcn_cityscapes.py')!r}\n"
                       'model = dict(backbone=dict(in_channels=1), data_preprocessor=dict('
                       'mean=[127.5], std=[60.0], bgr_to_rgb=False))')
-    tool(config, '--size', 64, 128)
+    tool(config, '--size', '128x64')
     assert 'GMAC' in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.datasets import BaseSegDataset
-from mmseg_bisenetv2.metrics import IoUMetric, mean_iou
+from mmseg_bisenetv2.metrics import IoUMetric, format_class_table, mean_iou
 from mmseg_bisenetv2.visualization import draw_confusion
 
 from mmseg.evaluation import IoUMetric as MMSegIoUMetric
@@ -113,17 +113,52 @@ def test_picture(tmp_path):
     assert not np.array_equal(first, cv2.imread(str(path)))
 
 
-def test_relative_picture_lies_beside_the_log_of_the_run(tmp_path, monkeypatch):
+def test_picture_of_many_classes_stays_small(tmp_path):
+    draw_confusion(np.eye(171), [f'class {i}' for i in range(171)], tmp_path / 'confusion.png')
+    height, width, _ = cv2.imread(str(tmp_path / 'confusion.png')).shape
+    assert 171 * 6 < height < 3000 and width < 3000
+
+
+def test_relative_picture_lies_in_the_work_directory_of_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kwargs = dict(confusion_picture='confusion.png')
     (tmp_path / 'work_dir/now').mkdir(parents=True)
     MMLogger.get_instance(f'{tmp_path} 1', logger_name='metrics',
                           log_file=str(tmp_path / 'work_dir/now/now.log'))
     evaluate(IoUMetric, samples(), **kwargs)
-    assert Path('work_dir/now/confusion.png').is_file() and not Path('confusion.png').exists()
+    assert Path('work_dir/confusion.png').is_file() and not Path('confusion.png').exists()
     MMLogger.get_instance(f'{tmp_path} 2', logger_name='metrics')  # There is no run.
     evaluate(IoUMetric, samples(), **kwargs)
     assert Path('confusion.png').is_file()
+
+
+def test_scores_are_not_lost_for_a_picture(tmp_path):
+    (tmp_path / 'file').write_bytes(b'')
+    expected, _ = evaluate(IoUMetric, samples())
+    found, _ = evaluate(IoUMetric, samples(), confusion_picture=tmp_path / 'file/confusion.png')
+    assert text(found) == text(expected)
+
+
+def test_class_table_has_the_scores_of_mmsegmentation():
+    def fraction(numerator, denominator):
+        return f'{100 * numerator / denominator:.2f}'
+
+    metric = IoUMetric()
+    metric.dataset_meta = dict(classes=CLASSES)
+    for sample in samples():
+        metric.process({}, [sample])
+    assert metric.confusion is None
+    scores = metric.evaluate(4)
+    counts = metric.confusion
+    lines = format_class_table(counts, CLASSES).splitlines()
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:]]
+    assert rows[1] == [
+        'sky', fraction(counts[1, 1], counts[1].sum() + counts[:, 1].sum() - counts[1, 1]),
+        fraction(counts[1, 1], counts[1].sum()), fraction(counts[1, 1], counts[:, 1].sum()),
+        fraction(counts[1].sum(), counts.sum())]
+    assert rows[4] == ['never seen', '-', '-', '-', '0.00']
+    assert rows[5][:3] == ['**mean**', f'{scores["mIoU"]:.2f}', f'{scores["mAcc"]:.2f}']
+    assert rows[5][4] == ''
 
 
 def test_mean_iou_is_that_of_the_metric():

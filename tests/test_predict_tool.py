@@ -88,10 +88,10 @@ def test_pictures_and_a_video(tool, tmp_path):
     code, text, errors = tool(tmp_path / 'in', '--config', 'c.py', '--checkpoint', 'c.pth', '--out',
                               out, '--write', 'overlay', 'labels', '--every', 2, '--max-frames', 5,
                               '--backend', 'torch', '--precision', 'bf16', '--device', 'cpu',
-                              '--size', 16, 24, '--threads', 1)
+                              '--size', '24x16', '--threads', 1)
     assert code == 0, errors
     assert Fake.made == (('c.py', 'c.pth'), dict(
-        backend='torch', precision='bf16', device='cpu', size=[16, 24], threads=1))
+        backend='torch', precision='bf16', device='cpu', size=(16, 24), threads=1))
     assert f'{out}/overlay: 2 files' in text and f'{out}/labels: 6 files' in text
     assert '6 frames, 0 of a camera dropped; a backend, a precision' in text
     assert '1000.0 frames per second, network' in text  # that of the fake

@@ -1,5 +1,7 @@
 """Types of arguments that several tools share."""
 import argparse
+import re
+from typing import Any
 
 
 def positive(text: str) -> int:
@@ -9,9 +11,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def picture_size(text: str) -> tuple[int, int]:
-    """(width, height) of ``1024x512``."""
-    width, cross, height = text.partition('x')
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f'{text!r}, expected WIDTHxHEIGHT, such as 1024x512')
-    return int(width), int(height)
+def parse_size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT, as FFmpeg has it, to (height, width), as arrays have it."""
+    match = re.fullmatch('([1-9][0-9]*)x([1-9][0-9]*)', text)
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f'expected WIDTHxHEIGHT in pixels, such as 2048x1024, got {text!r}')
+    return int(match[2]), int(match[1])
+
+
+def format_size(size: tuple[int, int]) -> str:
+    """(height, width) to WIDTHxHEIGHT."""
+    return f'{size[1]}x{size[0]}'
+
+
+SIZE: dict[str, Any] = dict(type=parse_size, metavar='WIDTHxHEIGHT')

@@ -1,7 +1,7 @@
 """Times MMSegmentation and this package on the same inputs, in turns, in one process.
 
     python tools/benchmark.py loss                              # 2 crops of 1024x1024
-    python tools/benchmark.py loss --batch 2 8 --crop 512 1024 --crop 1024 1024 --json loss.json
+    python tools/benchmark.py loss --batch 2 8 --crop 1024x512 1024x1024 --json loss.json
 
 Prints for every setting the medians, their ratio (MMSegmentation's time divided by ours) with its
 quartiles, and the memory. That the results of the two are equal is the tests' to show.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _arguments import SIZE, format_size
 from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -27,7 +28,7 @@ import mmseg_bisenetv2  # noqa: F401 - before mmseg
 from mmseg.utils import register_all_modules
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZE = dict(type=int, nargs=2, action='append', metavar=('H', 'W'))
+SIZES = dict(SIZE, nargs='+')
 SEVERAL = dict(type=int, nargs='+', metavar='N')
 AMP = dict(choices=('none', 'bfloat16', 'float16'))
 OPTIONS: dict[str, dict[str, Any]] = dict(
@@ -35,8 +36,8 @@ OPTIONS: dict[str, dict[str, Any]] = dict(
     device=dict(help='cpu or cuda'),
     threads=dict(type=int, help="of the processor; None is PyTorch's choice"),
     json=dict(metavar='FILE', help='writes the results there, too'),
-    size=dict(SIZE, help='of the images; give it again for a further size'),
-    crop=dict(SIZE, help='of the crops; give it again for a further size'),
+    size=dict(SIZES, help='of the images, one or several'),
+    crop=dict(SIZES, help='of the crops, one or several'),
     batch=dict(SEVERAL, help='images at a time, one or several numbers'),
     classes=dict(SEVERAL, help='one or several numbers'),
     config=dict(help="of this package's network"),
@@ -52,7 +53,6 @@ OPTIONS: dict[str, dict[str, Any]] = dict(
                  help="activation checkpointing of our backbone; None is the config's"))
 COMMON = dict(pairs=9, device='cpu', threads=None, json=None)
 CONFIG = dict(config=ROOT / 'configs/bisenetv2_fcn_cityscapes.py')
-SIZES = ('size', 'crop')
 SETTINGS = ('size', 'batch', 'crop', 'classes')  # Of these, every combination is measured.
 COMMANDS: dict[str, tuple[str, dict[str, Any]]] = dict(  # with the defaults of their own options
     accuracy=('mIoU on the validation set against time, for trained weights',
@@ -79,13 +79,10 @@ def parse_args() -> argparse.Namespace:
     for name, (text, own) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         for option, default in {**COMMON, **own}.items():
-            kwargs = dict(OPTIONS[option], help=f'{OPTIONS[option]["help"]} (default: {default})')
-            command.add_argument(f'--{option.replace("_", "-")}', **kwargs)
-    args = parser.parse_args()
-    for option, default in {**COMMON, **COMMANDS[args.command][1]}.items():
-        value = getattr(args, option) or default  # argparse would append to a default of its own
-        setattr(args, option, [tuple(size) for size in value] if option in SIZES else value)
-    return args
+            shown = ' '.join(map(format_size, default)) if option in ('size', 'crop') else default
+            kwargs = dict(OPTIONS[option], help=f'{OPTIONS[option]["help"]} (default: {shown})')
+            command.add_argument(f'--{option.replace("_", "-")}', default=default, **kwargs)
+    return parser.parse_args()
 
 
 def describe_machine(device: str) -> dict[str, Any]:

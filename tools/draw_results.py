@@ -5,7 +5,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
-from mmseg_bisenetv2.visualization import draw_curve, draw_samples, read_scores
+from mmseg_bisenetv2.visualization import draw_curves, draw_samples, read_scores
 
 from mmseg.apis import init_model
 from mmseg.registry import DATASETS
@@ -26,7 +26,7 @@ def main() -> None:
     work_dir = Path(args.work_dir)
     pictures = draw_samples(
         model, dataset, work_dir / 'pictures', range(min(args.num, len(dataset))))
-    draw_curve(work_dir, work_dir / 'training_curve.png')
+    draw_curves({work_dir.name: work_dir}, work_dir / 'training_curve.png')
     print(f'Pictures:   {pictures[0].parent}/ ({len(pictures)})')
     print(f'Curve:      {work_dir / "training_curve.png"}')
     print(f'Checkpoint: {args.checkpoint}')

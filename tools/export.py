@@ -1,7 +1,7 @@
 """Exports a network, runs the file in its runtime, and compares it with PyTorch.
 
     python tools/export.py CONFIG CHECKPOINT out.onnx                  # frames in, labels out
-    python tools/export.py CONFIG CHECKPOINT out.onnx --size 1024 2048 # of one size, for TensorRT
+    python tools/export.py CONFIG CHECKPOINT out.onnx --size 2048x1024 # of one size, for TensorRT
     python tools/export.py CONFIG CHECKPOINT out.xml --images 'street/*.png'
     python tools/export.py CONFIG CHECKPOINT out.xml --precision int8 --calibrate 'street/*.png'
     python tools/export.py CONFIG CHECKPOINT out.pt2                   # torch.export
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from _arguments import positive
+from _arguments import SIZE, format_size, positive
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
 from mmseg_bisenetv2.checkpoints import CheckpointError
@@ -39,10 +39,10 @@ def main() -> None:
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument('out', help='ends in .onnx, .xml (OpenVINO) or .pt2 (torch.export)')
-    parser.add_argument('--size', type=positive, nargs=2, metavar=('H', 'W'),
+    parser.add_argument('--size', **SIZE,
                         help='of the frames, which the network sees as they are; default: any')
     parser.add_argument('--precision', choices=('fp32', 'bf16', 'int8'), default='fp32',
-                        help='of an .xml; default: %(default)s')
+                        help='bf16 and int8 of an .xml only; default: %(default)s')
     parser.add_argument('--raw', action='store_true',
                         help='.onnx with normalised images in and logits out')
     compared = parser.add_mutually_exclusive_group()
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument('--max-miou-drop', type=float, default=0.5, metavar='POINTS',
                         help='with --val; default: %(default)s')
     args = parser.parse_args()
-    size = tuple(args.size) if args.size else None
+    size = args.size
     truths = None
     try:
         calibration = spread(find_images(args.calibrate), args.calibrate_number)
@@ -88,8 +88,8 @@ def main() -> None:
     print(f'{args.out}: {figures["size_mb"]:.1f} MB, {args.precision}')
     usual = metadata.scale and metadata.network_size(*(size or metadata.scale[::-1]))
     if usual and usual != size:
-        print(f'The config tests at {usual[0]}x{usual[1]}. ' + (
-            f'This file sees {size[0]}x{size[1]}, and has other labels' if size else
+        print(f'The config tests at {format_size(usual)}. ' + (
+            f'This file sees {format_size(size)}, and has other labels' if size else
             'Predictor resizes to it; give frames of that size to any other runtime'))
     print(f'agreement with PyTorch FP32 on {len(images)} {what}: {figures["agreement"]:.3f} %')
     if figures['logit_difference'] is not None:

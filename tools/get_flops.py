@@ -1,6 +1,6 @@
 """Multiply-accumulates and parameters of a config, by MMEngine's analysis.
 
-    python tools/get_flops.py configs/bisenetv2_fcn_cityscapes.py --size 1024 2048
+    python tools/get_flops.py configs/bisenetv2_fcn_cityscapes.py --size 2048x1024
 
 Counts what runs at inference, on BatchNorm folded into the convolutions; GMAC are those of the
 convolutions, as papers state them.
@@ -10,7 +10,7 @@ import logging
 import sys
 
 import torch
-from _arguments import positive
+from _arguments import SIZE, format_size
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 
@@ -24,8 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
-    parser.add_argument('--size', type=positive, nargs=2, default=(512, 1024), metavar=('H', 'W'),
-                        help='default: 512 1024')
+    parser.add_argument('--size', **SIZE, default=(512, 1024), help='default: 1024x512')
     args = parser.parse_args()
     try:
         model = init_model(Config.fromfile(args.config), device='cpu')
@@ -40,7 +39,7 @@ def main() -> None:
     heads = model.auxiliary_head if model.with_auxiliary_head else torch.nn.Identity()
     total, heads = (sum(p.numel() for p in module.parameters()) / 1e6
                     for module in (model, heads))
-    print(f'{args.config}, {args.size[0]}x{args.size[1]}')
+    print(f'{args.config}, {format_size(args.size)}')
     print(f'GMAC           {gmac:.2f}')
     for name in ('backbone.detail', 'backbone.semantic', 'backbone.bga', 'decode_head'):
         print(f'  {name:<18}{parts[name]["conv"] / 1e9:.2f}')

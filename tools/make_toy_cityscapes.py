@@ -1,8 +1,10 @@
 """Writes a toy Cityscapes, cartoon scenes with all 19 classes, in the layout of the real data set.
 
-python tools/make_toy_cityscapes.py data/toy_cityscapes --train 64 --val 16 --size 256 512
+python tools/make_toy_cityscapes.py data/toy_cityscapes --train 64 --val 16 --size 512x256
 """
 import argparse
+
+from _arguments import SIZE, format_size
 
 from mmseg_bisenetv2.datasets.toy_cityscapes import make_toy_cityscapes
 
@@ -14,17 +16,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('root', nargs='?', default='data/toy_cityscapes', help='output folder')
     parser.add_argument('--train', type=int, default=64, metavar='N', help='training images')
     parser.add_argument('--val', type=int, default=16, metavar='N', help='validation images')
-    parser.add_argument('--size', type=int, nargs=2, default=(256, 512), metavar=('H', 'W'),
-                        help='height and width in pixels')
+    parser.add_argument('--size', **SIZE, default='512x256', help='in pixels')
     parser.add_argument('--seed', type=int, default=0, help='another seed, other scenes')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    root = make_toy_cityscapes(args.root, args.train, args.val, tuple(args.size), args.seed)
-    height, width = args.size
-    print(f'{root}: {args.train} training and {args.val} validation images of {height} x {width}')
+    root = make_toy_cityscapes(args.root, args.train, args.val, args.size, args.seed)
+    print(f'{root}: {args.train} training and {args.val} validation images of '
+          f'{format_size(args.size)}')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ The folder is laid out as in bisenetv2_fcn_custom.py; tools/convert_labels.py ma
 import argparse
 import sys
 
-from _arguments import picture_size
+from _arguments import SIZE
 
 from mmseg_bisenetv2.new_config import write_config
 
@@ -19,8 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', required=True, metavar='DIR', help='the folder of the data set')
     parser.add_argument('--classes', required=True, metavar='NAME,NAME', type=lambda text:
                         text.split(','), help='in the order of their ids, or a text file of them')
-    parser.add_argument('--size', type=picture_size, metavar='WIDTHxHEIGHT',
-                        help='of the pictures; default: that of the first one')
+    parser.add_argument('--size', **SIZE, help='of the pictures; default: that of the first one')
     parser.add_argument('--force', action='store_true', help='overwrites an existing file')
     return parser.parse_args()
 
@@ -28,7 +27,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     try:
-        print(write_config(args.config, args.data, args.classes, args.size, args.force))
+        print(write_config(args.config, args.data, args.classes,
+                           args.size and args.size[::-1], args.force))
     except (OSError, ValueError) as error:
         sys.exit(f'Nothing was written: {error}')
     print('Its first lines say how to check the data and train. Look at the settings below them.')

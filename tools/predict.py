@@ -14,12 +14,13 @@ import signal
 import sys
 from types import FrameType
 
-from _arguments import positive
+from _arguments import SIZE, positive
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmseg_bisenetv2.deploy import Predictor
 from mmseg_bisenetv2.deploy.image import MAX_PIXELS
+from mmseg_bisenetv2.deploy.predictor import DTYPES, PRECISIONS
 from mmseg_bisenetv2.deploy.shipped import SHIPPED
 from mmseg_bisenetv2.video import pipeline, sources, writers
 
@@ -40,13 +41,14 @@ def parse_args() -> argparse.Namespace:
                         'them; default: overlay')
     parser.add_argument('--opacity', type=float, default=0.5,
                         help='0 to 1; default: %(default)s')
-    parser.add_argument('--backend', choices=('auto', 'torch', 'openvino', 'onnxruntime'),
-                        default='auto', help='default: %(default)s')
-    parser.add_argument('--precision', choices=('auto', 'fp32', 'bf16', 'fp16', 'int8'),
-                        default='auto', help='default: %(default)s')
+    parser.add_argument('--backend', choices=('auto', *PRECISIONS), default='auto',
+                        help='default: auto, the fastest that is installed')
+    parser.add_argument('--precision', choices=('auto', *DTYPES, 'int8'), default='auto',
+                        help='fp16 needs a GPU, int8 an exported file; default: auto, fp16 on a '
+                        'GPU, bf16 on a CPU where it is faster, else fp32')
     parser.add_argument('--device', help='default: a GPU if there is one')
-    parser.add_argument('--size', type=positive, nargs=2, metavar=('H', 'W'), help='at which the '
-                        "network sees every frame; default: as the config's test pipeline has it")
+    parser.add_argument('--size', **SIZE, help='at which the network sees every frame; default: as '
+                        "the config's test pipeline has it")
     parser.add_argument('--threads', type=positive, help='of the processor; default: all cores')
     parser.add_argument('--every', type=positive, default=1, metavar='N', help='each Nth frame')
     parser.add_argument('--max-frames', type=positive, metavar='N', help='of each video')

@@ -3,6 +3,7 @@ from mmseg_bisenetv2.engine.amp import CPUAmpOptimWrapper
 from mmseg_bisenetv2.engine.checkpoint_hook import CheckpointHook
 from mmseg_bisenetv2.engine.divergence_hook import DivergenceError, DivergenceHook
 from mmseg_bisenetv2.engine.loop import IterBasedTrainLoop
+from mmseg_bisenetv2.engine.results_hook import ResultsHook
 from mmseg_bisenetv2.engine.resume import ResumeError
 from mmseg_bisenetv2.engine.runtime_info_hook import RuntimeInfoHook
 from mmseg_bisenetv2.engine.settings_hook import SettingsHook
@@ -10,5 +11,5 @@ from mmseg_bisenetv2.engine.work_dir_lock import WorkDirLockedError, WorkDirLock
 
 __all__ = [
     'CPUAmpOptimWrapper', 'CheckpointHook', 'DivergenceError', 'DivergenceHook',
-    'IterBasedTrainLoop', 'ResumeError', 'RuntimeInfoHook', 'SettingsHook', 'WorkDirLockHook',
-    'WorkDirLockedError']
+    'IterBasedTrainLoop', 'ResultsHook', 'ResumeError', 'RuntimeInfoHook', 'SettingsHook',
+    'WorkDirLockHook', 'WorkDirLockedError']

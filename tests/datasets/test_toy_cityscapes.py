@@ -163,10 +163,10 @@ def test_bad_argument_writes_nothing(tmp_path, wrong):
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     tool = Path(__file__).parents[2] / 'tools/make_toy_cityscapes.py'
-    arguments = [tool, tmp_path / 'toy', '--train', 1, '--val', 1, '--size', 64, 128, '--seed', 3]
+    arguments = [tool, tmp_path / 'toy', '--train', 1, '--val', 1, '--size', '128x64', '--seed', 3]
     monkeypatch.setattr(sys, 'argv', [str(argument) for argument in arguments])
     runpy.run_path(str(tool), run_name='__main__')
     assert capsys.readouterr().out == (
-        f'{tmp_path / "toy"}: 1 training and 1 validation images of 64 x 128\n')
+        f'{tmp_path / "toy"}: 1 training and 1 validation images of 128x64\n')
     expected = make_toy_cityscapes(tmp_path / 'expected', 1, 1, (64, 128), 3)
     assert content(tmp_path / 'toy') == content(expected)

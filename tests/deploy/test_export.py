@@ -299,11 +299,11 @@ def test_tool(run, files, tmp_path):
 def test_tool_says_at_which_size_the_config_tests(run, tmp_path):
     files = write(tmp_path, [dict(type='Resize', scale=(96, 64), keep_ratio=True)])
     out = run(*files, tmp_path / 'any.xml')
-    assert 'The config tests at 64x96. Predictor resizes to it' in out
-    out = run(*files, tmp_path / 'one.xml', '--size', 40, 60)
-    assert 'The config tests at 64x96. This file sees 40x60' in out
-    out = run(*files, tmp_path / 'none.xml', '--size', 0, 60, ok=False)
-    assert '0 is less than 1' in out
+    assert 'The config tests at 96x64. Predictor resizes to it' in out
+    out = run(*files, tmp_path / 'one.xml', '--size', '60x40')
+    assert 'The config tests at 96x64. This file sees 60x40' in out
+    out = run(*files, tmp_path / 'none.xml', '--size', '60', '40', ok=False)
+    assert "argument --size: expected WIDTHxHEIGHT in pixels, such as 2048x1024, got '60'" in out
     out = run(files[0], tmp_path / 'no.pth', tmp_path / 'a.onnx', ok=False)
     assert 'no.pth' in out
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _arguments import format_size
 from benchmarks.inference import build_stock, find_predictors, to_labels
 from benchmarks.measure import ratios, time_in_turns
 from mmengine.config import Config
@@ -49,7 +50,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
             IoUMetric.intersect_and_union(torch.from_numpy(step(read_image(path))), truth,
                                           stock.num_classes, 255).to_dense()
             for path, truth in zip(paths, truths, strict=True))
-        rows.append(dict(setting=f'{height}x{width}, {name}', miou=mean_iou(confusion),
+        rows.append(dict(setting=f'{format_size((height, width))}, {name}', miou=mean_iou(confusion),
                          end_to_end_ms=1000 * float(np.median(times[name])),
                          **ratios(times['MMSegmentation'], times[name])))
     return rows

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from _arguments import format_size
 from benchmarks.measure import compare
 from PIL import Image
 
@@ -43,7 +44,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
             ours = build_step('mmseg_bisenetv2.', root, dict(
                 type='mmseg_bisenetv2.RandomResizeCrop', scale=scale, **crop))
             rows.append(dict(
-                setting=f'{args.size[0]}x{args.size[1]}, crop {args.crop[0]}x{args.crop[1]}, '
+                setting=f'{format_size(args.size)}, crop {format_size(args.crop)}, '
                         f'{source}', **compare(theirs, ours, SAMPLES, args),
                 png_mb=sum(path.stat().st_size for path in files[0]) / IMAGES / 1e6))
     return rows

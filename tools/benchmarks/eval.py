@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _arguments import format_size
 from benchmarks.data import FOLDERS, SUFFIXES, draw_images
 from benchmarks.measure import balance, build_model, compare, mmseg_config
 from mmengine.config import Config
@@ -55,6 +56,6 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         ours = Evaluation('mmseg_bisenetv2.', config, root, args)
         balance(theirs.model, [theirs.dataset[0]['inputs']])
         ours.model.load_state_dict(theirs.model.state_dict())
-        return [dict(setting=f'{args.size[0]}x{args.size[1]}, {args.classes} classes',
+        return [dict(setting=f'{format_size(args.size)}, {args.classes} classes',
                      **compare(theirs.run, ours.run, IMAGES, args),
                      mmseg_miou=theirs.run(), ours_miou=ours.run())]

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from _arguments import format_size
 from benchmarks.measure import balance, build_model, mmseg_config, peak_mb, ratios, time_in_turns
 from mmengine.config import Config
 
@@ -63,7 +64,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         truth = labels['torch fp32' if name in network else base]
         alone = network.get(name, [])[-args.pairs:]  # without the calls that warm up
         rows.append(dict(
-            setting=f'{height}x{width} x {args.batch}, {name}',
+            setting=f'{format_size(args.size)} x {args.batch}, {name}',
             end_to_end_ms=1000 * float(np.median(own)),
             p99_ms=1000 * float(np.quantile(own, 0.99)), fps=args.batch / float(np.median(own)),
             **ratios(times[base], own),

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from _arguments import format_size
 from benchmarks.measure import compare, draw_batch
 
 from mmseg.registry import MODELS
@@ -38,7 +39,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
 
     mmseg_saved, ours_saved = (saved_mb(partial(forward, head)) for head in (theirs, ours))
     return [dict(
-        setting=f'{args.batch} x {height}x{width}, {args.classes} classes',
+        setting=f'{args.batch} x {format_size(args.crop)}, {args.classes} classes',
         **compare(partial(step, theirs), partial(step, ours), args.batch, args),
         mmseg_saved_mb=mmseg_saved, ours_saved_mb=ours_saved, saved_share=ours_saved / mmseg_saved,
         loss_difference=abs(float((forward(ours) / forward(theirs)).detach()) - 1))]

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from _arguments import format_size
 from benchmarks.measure import build_model, compare, draw_batch, mmseg_config
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -29,7 +30,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
             model, dict(type='OptimWrapper', optimizer=each.optim_wrapper.optimizer))
         steps.append(partial(step, model, wrapper, batch, args.device, amp))
     figures = compare(*steps, args.batch, args)
-    return [dict(setting=f'{args.batch} x {args.crop[0]}x{args.crop[1]}', **figures,
+    return [dict(setting=f'{args.batch} x {format_size(args.crop)}', **figures,
                  peak_share=figures['ours_peak_mb'] / figures['mmseg_peak_mb'])]
 
 

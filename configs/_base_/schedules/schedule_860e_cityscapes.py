@@ -29,4 +29,6 @@ default_hooks = dict(
                     save_best='mIoU'),
     # refuses a second training in the same folder
     work_dir_lock=dict(type='mmseg_bisenetv2.WorkDirLockHook'),
+    # writes curve, class scores, confusion matrix and pictures; enabled=False: nothing
+    results=dict(type='mmseg_bisenetv2.ResultsHook'),
     visualization=dict(interval=1))  # --show-dir draws every image, not every 50th
