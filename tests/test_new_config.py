@@ -117,7 +117,7 @@ def test_size_is_two_numbers(tmp_path, monkeypatch, capsys, size):
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path / 'my.py', '--data', tmp_path, '--classes', 'a,b',
             f'--size={size}')
-    assert 'expected WIDTHxHEIGHT, such as 1024x512' in capsys.readouterr().err
+    assert 'expected WIDTHxHEIGHT in pixels, such as 2048x1024' in capsys.readouterr().err
 
 
 def test_existing_file_is_kept_unless_forced(data, tmp_path, monkeypatch):

@@ -46,11 +46,13 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     times = time_in_turns({name: partial(step, frame) for name, step in steps.items()}, args.pairs)
     rows = []
     for name, step in steps.items():
-        confusion = sum(
-            IoUMetric.intersect_and_union(torch.from_numpy(step(read_image(path))), truth,
-                                          stock.num_classes, 255).to_dense()
-            for path, truth in zip(paths, truths, strict=True))
-        rows.append(dict(setting=f'{format_size((height, width))}, {name}', miou=mean_iou(confusion),
-                         end_to_end_ms=1000 * float(np.median(times[name])),
+        confusion = torch.zeros(stock.num_classes + 1, stock.num_classes + 1, dtype=torch.int64)
+        for path, truth in zip(paths, truths, strict=True):
+            confusion += IoUMetric.intersect_and_union(
+                torch.from_numpy(step(read_image(path))), truth, stock.num_classes,
+                255).to_dense()
+        rows.append(dict(setting=f'{format_size((height, width))}, {name}',
+                         miou=mean_iou(confusion), end_to_end_ms=1000 * float(
+                             np.median(times[name])),
                          **ratios(times['MMSegmentation'], times[name])))
     return rows
