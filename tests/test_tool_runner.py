@@ -81,7 +81,7 @@ def test_confusion_matrix_of_mmsegmentation_is_wrong():
 def test_tool_of_this_package_gets_the_arguments(monkeypatch, tmp_path, capsys):
     run(monkeypatch, 'make_toy_cityscapes', tmp_path / 'toy', '--train', 1, '--val', 1,
         '--size', '128x64')
-    assert '1 training and 1 validation images of 64 x 128' in capsys.readouterr().out
+    assert '1 training and 1 validation images of 128x64' in capsys.readouterr().out
     assert [*(tmp_path / 'toy').rglob('*_leftImg8bit.png')]
 
 
