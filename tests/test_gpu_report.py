@@ -51,6 +51,10 @@ def test_stage_that_fails_names_its_error(tool, tmp_path):
     record = run(tool, tmp_path, 'echo "ValueError: no such thing"; echo and more; exit 3')
     assert record['status'] == 'failed'
     assert record['notes'] == ['exit code 3: ValueError: no such thing']
+    # The error of a training, and mim's own, which says nothing of it.
+    record = run(tool, tmp_path, 'echo "RuntimeError: why"; '
+                 'echo "subprocess.CalledProcessError: train.py returned 1"; exit 1')
+    assert record['notes'] == ['exit code 1: RuntimeError: why']
     assert run(tool, tmp_path, 'kill -9 $$')['notes'][0].startswith('exit code -9')
 
 
@@ -182,7 +186,7 @@ def test_training_is_read(training):
     row, = training([9.0, 8.0, 7.0, 6.0])
     assert row['curve'] == [(10, 9.0), (20, 8.0), (30, 7.0), (40, 6.0)]
     assert (row['first_loss'], row['last_loss'], row['miou']) == (9.0, 6.0, 12.5)
-    assert (row['images_per_s'], row['data_share'], row['peak_mb']) == (8.0, 0.2, 104)
+    assert (row['images_per_s'], row['data_share'], row['peak_mib']) == (8.0, 0.2, 104)
     assert row['skipped_steps'] == 3
 
 
@@ -245,6 +249,7 @@ def test_report(tool, training, tmp_path):
               *(dict(name=f'training-{name}', title=f'Training by `{name}.py`', status='passed',
                      notes=[], results=training([9.0, 8.0, 7.0, 6.0]), command=[])
                 for name in ('fp32', 'fp16'))]
+    (tmp_path / 'benchmarks').mkdir()
     tool.write_report(tmp_path, FACTS, [dict(stage, seconds=1.0) for stage in stages])
     text = (tmp_path / 'report.md').read_text()
     assert '| gpu | a GPU |' in text and '| eval | failed | 1 | it broke |' in text
@@ -289,8 +294,11 @@ def rehearse(out, *arguments):
     assert result.returncode == 0, result.stdout
     content = json.loads((out / 'benchmarks/gpu.json').read_text())
     assert content['machine']['torch'] == torch.__version__
-    for command in re.findall(r'`(python tools/benchmark.py .*)`', (out / 'report.md').read_text()):
+    text = (out / 'report.md').read_text()
+    for command in re.findall(r'`(python tools/benchmark.py .*)`', text):
         assert (out / 'benchmarks' / shlex.split(command)[-1]).exists()
+    for name in re.findall(r'`(bisenetv2\S+)`', text):
+        assert (ROOT / 'configs' / name).exists()
     return {stage['name']: stage for stage in content['stages']}
 
 

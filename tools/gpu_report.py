@@ -119,10 +119,10 @@ def describe_machine(device: str) -> tuple[dict[str, Any], str]:
         return facts, explain_missing_gpu()
     try:
         torch.ones(8, 8, device=device).matmul(torch.ones(8, 8, device=device)).sum().item()
-        free, total = torch.cuda.mem_get_info(device)
+        free, total = torch.cuda.mem_get_info()
     except RuntimeError as error:
         return facts, f'The GPU does not compute with this PyTorch: {last_line(str(error))}'
-    gpu = torch.cuda.get_device_properties(device)
+    gpu = torch.cuda.get_device_properties(0)
     for name in ('triton', 'tensorrt', 'onnxruntime-gpu'):
         try:
             facts[name] = importlib.metadata.version(name)
@@ -300,7 +300,7 @@ def read_training(folder: Path, sizes: Sizes, printed: str) -> list[dict[str, An
         miou=next((row['mIoU'] for row in rows if 'mIoU' in row), None),
         images_per_s=batch / statistics.median(row['time'] for row in later),
         data_share=statistics.median(row['data_time'] / row['time'] for row in later),
-        peak_mb=max(row.get('memory', 0) for row in steps) or None,
+        peak_mib=max(row.get('memory', 0) for row in steps) or None,
         skipped_steps=sum(map(int, skipped)),
         curve=[(row['step'], row['loss']) for row in steps])]
 
@@ -394,15 +394,18 @@ def last_line(text: str) -> str:
 
 
 def find_reason(printed: str) -> str:
-    """The last error that a command printed, or its last line."""
-    errors = re.findall(r'^[\w.]*(?:Error|Exception|Exit): .+', printed, re.MULTILINE)
+    """The last error that a command printed, or its last line.
+
+    mim's own says no more than that the training failed.
+    """
+    errors = re.findall(r'^(?!subprocess\.)[\w.]*(?:Error|Exception|Exit): .+', printed,
+                        re.MULTILINE)
     return last_line(errors[-1] if errors else printed)
 
 
 def write_report(out: Path, facts: dict[str, Any], records: list[dict[str, Any]]) -> None:
     """Writes report.md and benchmarks/gpu.json, and the curves if there are any."""
     folder = out / 'benchmarks'
-    folder.mkdir(parents=True, exist_ok=True)
     shown = [{**record, 'command': shown_command(record, out)} for record in records]
     (folder / 'gpu.json').write_text(json.dumps(dict(machine=facts, stages=shown), indent=2))
     curves = {record['name'].removeprefix('training-'): record['results'][0]['curve']
@@ -447,10 +450,10 @@ def training_table(records: list[dict[str, Any]]) -> str:
             row = record['results'][0]
             rows.append([record['title'].removeprefix('Training by '), row['setting'], *map(
                 format_value, (row['iterations'], row['first_loss'], row['last_loss'], row['miou'],
-                               row['images_per_s'], 100 * row['data_share'], row['peak_mb'],
+                               row['images_per_s'], 100 * row['data_share'], row['peak_mib'],
                                row['skipped_steps']))])
     return table(['config', 'batch', 'iterations', 'first loss', 'last loss', 'mIoU',
-                  'images a second', 'waits for data, %', 'memory, MB', 'skipped steps'], rows)
+                  'images a second', 'waits for data, %', 'memory, MiB', 'skipped steps'], rows)
 
 
 def results_table(results: list[dict[str, Any]]) -> str:
@@ -520,7 +523,7 @@ def main() -> None:
     for old in ('benchmarks', 'logs', 'report.md', *names, 'tests.xml'):
         path = out / old
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / 'benchmarks').mkdir(parents=True)
     print(', '.join(f'{key} {value}' for key, value in facts.items()), flush=True)
     make_toy_cityscapes(out_toy(out), *sizes.toy)
     records: list[dict[str, Any]] = []
