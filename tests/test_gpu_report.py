@@ -105,6 +105,35 @@ def test_why_there_is_no_gpu(tool, monkeypatch, cuda, driver, expected):
     assert expected in tool.explain_missing_gpu()
 
 
+def test_head_of_the_report(tool, monkeypatch, tmp_path):
+    ones = torch.ones
+    monkeypatch.setattr(torch, 'ones', lambda *size, device: ones(*size))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda: (70 * 2 ** 30, 80 * 2 ** 30))
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda _: argparse.Namespace(
+        name='a GPU', major=9, minor=0))
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    driver = tmp_path / 'nvidia-smi'
+    driver.write_text('#!/bin/sh\necho "580.1, 700.00 W, 1980 MHz"\n')
+    driver.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    facts, problem = tool.describe_machine('cuda')
+    assert not problem and facts['torch'] == torch.__version__
+    assert (facts['gpu'], facts['capability']) == ('a GPU', '9.0')
+    assert (facts['gpu_memory_free_gib'], facts['gpu_memory_gib']) == (70.0, 80.0)
+    assert (facts['driver'], facts['sm_clock_limit'], facts['cuda']) == (
+        '580.1', '1980 MHz', '13.0')
+    assert 'convolutions o' in facts['tf32']
+
+    def fail(*_, **__):
+        raise RuntimeError('CUDA error: no kernel image is available')
+
+    monkeypatch.setattr(torch, 'ones', fail)
+    assert tool.describe_machine('cuda')[1].endswith('no kernel image is available')
+    driver.write_text('#!/bin/sh\nexit 9\n')
+    assert tool.ask_driver() == dict(driver='unknown')
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_without_a_gpu_one_sentence_says_so(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'argv', ['gpu_report.py', '--out', str(tmp_path / 'out')])
@@ -252,6 +281,7 @@ def test_report(tool, training, tmp_path):
     (tmp_path / 'benchmarks').mkdir()
     tool.write_report(tmp_path, FACTS, [dict(stage, seconds=1.0) for stage in stages])
     text = (tmp_path / 'report.md').read_text()
+    assert 'rehearsal' not in text
     assert '| gpu | a GPU |' in text and '| eval | failed | 1 | it broke |' in text
     assert '| loss | passed | 1 | half / the batch |' in text
     assert '| 2 x 64x128 | 4 | 2 | 2 (1.5 to 2.5) |' in text and '### Evaluation' not in text
@@ -305,7 +335,8 @@ def rehearse(out, *arguments):
 def test_short_rehearsal(tmp_path):
     loss, = rehearse(tmp_path, '--stages', 'loss').values()
     assert loss['status'] == 'passed' and loss['results'][0]['ratio'] > 0
-    assert '### The losses of five heads' in (tmp_path / 'report.md').read_text()
+    text = (tmp_path / 'report.md').read_text()
+    assert '### The losses of five heads' in text and 'its figures mean nothing' in text
 
 
 @pytest.mark.slow

@@ -60,6 +60,7 @@ class Sizes:
     crop: tuple[int, int] = (1024, 1024)
     frame: tuple[int, int] = (1024, 2048)
     frames: int = 16
+    compiled_frames: int = 16
     pairs: int = 9
     toy: tuple[int, int, tuple[int, int]] = (32, 4, (512, 1024))  # train, val, size
     training_batch: int = 16
@@ -69,9 +70,9 @@ class Sizes:
     seconds: Callable[[float], float] = lambda seconds: seconds  # a stage's limit on an H100
 
 
-TINY = Sizes(batch=2, crop=(32, 64), frame=(64, 128), frames=2, pairs=1, toy=(4, 1, (64, 128)),
-             training_batch=2, training_crop=(64, 128), iterations=2, workers=1,
-             seconds=lambda seconds: 20 * seconds)
+TINY = Sizes(batch=2, crop=(32, 64), frame=(64, 128), frames=2, compiled_frames=1, pairs=1,
+             toy=(4, 1, (64, 128)), training_batch=2, training_crop=(64, 128), iterations=2,
+             workers=1, seconds=lambda seconds: 20 * seconds)
 
 
 @dataclass
@@ -207,7 +208,7 @@ def plan(device: str, sizes: Sizes, out: Path) -> list[Stage]:
         sizes.frames)
     benchmark('compile', 'CUDA graph and torch.compile against eager', 120, lambda batch: (
         f'--batch {" ".join(map(str, sorted({1, batch})))} {size} --pairs {4 * pairs} '
-        f'--precision {"fp32" if device == "cpu" else "fp16"}'), sizes.frames)
+        f'--precision {"fp32" if device == "cpu" else "fp16"}'), sizes.compiled_frames)
     benchmark('loss', 'The losses of five heads', 40, lambda batch: (
         f'--batch {batch} {crop} --pairs {pairs}'), sizes.batch)
     benchmark('eval', 'Evaluation, from PNG to mIoU', 45, lambda _: f'{size} --pairs {pairs}')
@@ -414,6 +415,8 @@ def write_report(out: Path, facts: dict[str, Any], records: list[dict[str, Any]]
         draw_curves(curves, folder / 'gpu_training.png')
     parts = [f'<!-- Written by tools/gpu_report.py on {facts["date"]}. -->', table(
         ['what', 'value'], [[key.replace('_', ' '), value] for key, value in facts.items()])]
+    if facts['device'] == 'cpu':
+        parts.insert(1, 'A rehearsal on the CPU, of tiny sizes: its figures mean nothing.')
     parts.append(table(['stage', 'result', 'seconds', 'notes'], [
         [record['name'], record['status'], f'{record["seconds"]:.0f}', '; '.join(record['notes'])]
         for record in records]))
