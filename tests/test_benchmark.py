@@ -1,4 +1,5 @@
 """The benchmark commands run, and both sides compute the same. Nothing here looks at a time."""
+import argparse
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 
 import mmseg_bisenetv2  # noqa: F401 - before the tools import mmseg
@@ -137,6 +139,44 @@ def test_no_step_is_always_first_and_each_runs_equally_often(tools):
     times = time_in_turns({name: lambda name=name: calls.append(name) for name in 'abc'}, 3)
     assert [''.join(calls[i:i + 3]) for i in range(0, 12, 3)] == ['abc', 'bca', 'cab', 'abc']
     assert {name: len(values) for name, values in times.items()} == dict(a=3, b=3, c=3)
+
+
+def test_compile(tools, monkeypatch):
+    """Compiling takes a minute, which the rehearsal of tools/gpu_report.py spends."""
+    from benchmarks.compile import measure
+    monkeypatch.setattr(torch, 'compile', lambda network, **_: lambda frames: network(frames) + 1)
+    rows = measure(argparse.Namespace(
+        config=ROOT / 'configs/bisenetv2_fcn_cityscapes.py', device='cpu', size=(64, 128), batch=2,
+        precision='fp32', pairs=1))
+    assert [row['setting'] for row in rows] == [
+        '64x128 x 2, fp32, eager', '64x128 x 2, fp32, compiled']
+    for row in rows:
+        assert row['network_ms'] == pytest.approx(2000 / row['fps']) and row['first_call_s'] > 0
+        assert len(row['ratio_quartiles']) == 2
+    assert rows[0]['ratio'] == 1 and rows[0]['logit_difference'] == 0
+    assert rows[1]['logit_difference'] > 0  # The fake one gives other logits.
+
+
+def test_reading_pictures_is_measured_on_the_cpu(tools, monkeypatch):
+    from benchmarks import data
+    devices = []
+    monkeypatch.setattr(data, 'compare', lambda *_: devices.append(_[-1].device) or {})
+    data.measure(argparse.Namespace(device='cuda', size=(64, 128), crop=(32, 64), pairs=1))
+    assert devices == ['cpu', 'cpu']
+
+
+def test_a_gpu_is_warmed_up_for_a_second(tools, monkeypatch):
+    from benchmarks import measure
+    clock, calls = [0.0], []
+
+    def step():
+        calls.append(clock[0])
+        clock[0] += 0.125
+
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(measure, 'timer', lambda: clock[0])
+    assert measure.time_in_turns(dict(a=step), 3) == dict(a=[0.125] * 3)
+    assert calls[-3:] == [1.0, 1.125, 1.25]
 
 
 def test_network_that_mmsegmentation_cannot_build(tools):

@@ -16,7 +16,7 @@ from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.structures import PixelData
 from torch.utils.flop_counter import FlopCounterMode
 
-import mmseg_bisenetv2  # noqa: F401
+from mmseg_bisenetv2.engine.amp import start_momentum
 
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
@@ -141,12 +141,25 @@ def test_amp_settings(name, dtype, loss_scale):
     assert (wrapper.type, wrapper.dtype, wrapper.loss_scale) == (
         'AmpOptimWrapper', dtype, loss_scale)
     assert wrapper.optimizer == load('bisenetv2_fcn_cityscapes.py').optim_wrapper.optimizer
-    if not torch.cuda.is_available():
-        return
-    model = MODELS.build(load(name).model).cuda()
-    optim_wrapper = build_optim_wrapper(model, wrapper)
-    scaler = optim_wrapper.loss_scaler
-    assert scaler.get_scale() == (65536.0 if loss_scale == 'dynamic' else loss_scale)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('name', [
+    'bisenetv2_fcn_cityscapes.py', 'bisenetv2_fcn_fp16_cityscapes.py',
+    'bisenetv2_fcn_bf16_cityscapes.py', 'bisenetv2_fcn_ohem_cityscapes.py'])
+def test_gpu_trains_a_step(name):
+    config = load(name)
+    config.model.data_preprocessor.size = (64, 96)
+    torch.manual_seed(0)
+    model = revert_sync_batchnorm(MODELS.build(config.model)).cuda()
+    optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    start_momentum(optim_wrapper.optimizer)
+    for _ in range(3):
+        losses = model.train_step(batch(config), optim_wrapper)
+        assert all(value.isfinite().all() for value in losses.values())
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    if 'fp16' in name:  # The first scale of 65536 may be halved.
+        assert optim_wrapper.loss_scaler.get_scale() >= 65536 / 2 ** 3
 
 
 def test_ohem_takes_effect():

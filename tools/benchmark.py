@@ -49,10 +49,12 @@ OPTIONS: dict[str, dict[str, Any]] = dict(
     ohem=dict(action='store_true', help='with OHEM in every head'),
     amp=dict(AMP, help='precision of the step'),
     mmseg_amp=dict(AMP, help="that of MMSegmentation's step; None is that of --amp"),
+    precision=dict(choices=('fp32', 'bf16', 'fp16'), help='of the network'),
     with_cp=dict(choices=('none', 'activations', 'stages'),
                  help="activation checkpointing of our backbone; None is the config's"))
 COMMON = dict(pairs=9, device='cpu', threads=None, json=None)
 CONFIG = dict(config=ROOT / 'configs/bisenetv2_fcn_cityscapes.py')
+TUNED = ('eval', 'train')  # MMSegmentation's default_runtime.py lets cuDNN try its algorithms.
 SETTINGS = ('size', 'batch', 'crop', 'classes')  # Of these, every combination is measured.
 COMMANDS: dict[str, tuple[str, dict[str, Any]]] = dict(  # with the defaults of their own options
     accuracy=('mIoU on the validation set against time, for trained weights',
@@ -61,6 +63,8 @@ COMMANDS: dict[str, tuple[str, dict[str, Any]]] = dict(  # with the defaults of 
                    picture=None)),
     data=('training pipeline on one core, from PNG and from a decoded cache',
           dict(size=[(1024, 2048)], crop=[(1024, 1024)], threads=1)),
+    compile=('the deployed network on its device: eager, compiled, as a CUDA graph',
+             dict(CONFIG, size=[(1024, 2048)], batch=[1], precision='fp32')),
     eval=('evaluation as `mim test` runs it: files, network, labels, mIoU',
           dict(CONFIG, size=[(1024, 2048)], classes=[19])),
     inference=("from a frame to its labels: MMSegmentation's inference_model and our backends",
@@ -92,7 +96,11 @@ def describe_machine(device: str) -> dict[str, Any]:
     machine = dict(processor=processor[1] if processor else 'unknown',
                    threads=torch.get_num_threads(), device=device, torch=torch.__version__,
                    commit='unknown' if failed else commit)
-    return machine if device == 'cpu' else dict(machine, gpu=torch.cuda.get_device_name(device))
+    if device == 'cpu':
+        return machine
+    return dict(machine, gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda,
+                tf32_convolutions=torch.backends.cudnn.allow_tf32,
+                cudnn_benchmark=torch.backends.cudnn.benchmark)
 
 
 def format_table(rows: list[dict[str, Any]]) -> PrettyTable:
@@ -156,6 +164,10 @@ def main() -> None:
     torch.manual_seed(0)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device != 'cpu':
+        # the one that is waited for, and whose memory is read
+        torch.cuda.set_device(torch.device(args.device).index or 0)
+    torch.backends.cudnn.benchmark = args.command in TUNED
     machine = describe_machine(args.device)
     print(', '.join(f'{key} {value}' for key, value in machine.items()))
     measure = import_module(f'benchmarks.{args.command}').measure

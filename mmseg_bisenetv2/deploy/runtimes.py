@@ -74,6 +74,11 @@ def bf16_is_faster() -> bool:
     return 1.25 * bf16 < fp32  # A smaller gain is not worth the labels that BF16 changes.
 
 
+# PyTorch before 2.13 keeps the CUDA graphs of torch.compile for a single thread: a call from
+# another one ends with an AssertionError (https://github.com/pytorch/pytorch/issues/123177).
+GRAPHS_IN_ANY_THREAD = torch.__version__ >= '2.13'  # compared as versions
+
+
 class TorchRuntime:
     """The network itself, or a program of ``torch.export``, in PyTorch.
 
@@ -89,19 +94,20 @@ class TorchRuntime:
         self.device = device
         self.network: Any = (ProgramLogits(move_to_device_pass(network, str(device)))
                                   if isinstance(network, ExportedProgram) else network.to(device))
-        self.compiled = False
+        self.compiled: Any = None
+        self.compiling_thread = 0
 
     def compile(self, frames: np.ndarray) -> None:
         """Has PyTorch compile the network once, with CUDA graphs; warns where it cannot.
 
         Other sizes need no new compilation, but for a few: a batch after a single frame, sides of
-        less than 33.
+        less than 33. Other threads than the caller's run the network as it is before PyTorch 2.13.
 
         Args:
             frames: (N, H, W, 3), such as will come.
         """
         with self.lock:
-            if self.compiled:
+            if self.compiled is not None:
                 return
             network = torch.compile(self.network, dynamic=True, mode='reduce-overhead')
             try:
@@ -112,16 +118,17 @@ class TorchRuntime:
                 print_log('PyTorch could not compile the network, which runs as it is: '
                           f'{reason[0]}', logger='current', level=logging.WARNING)
                 return
-            self.network, self.compiled = network, True
+            self.compiled, self.compiling_thread = network, threading.get_ident()
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """See the module."""
         with torch.inference_mode():
             inputs = torch.from_numpy(frames).to(self.device)
-            if not self.compiled:
+            if self.compiled is None or not (
+                    GRAPHS_IN_ANY_THREAD or threading.get_ident() == self.compiling_thread):
                 return self.network(inputs)
             with self.lock:  # The next replay of a CUDA graph overwrites what this one returns.
-                return self.network(inputs).clone()
+                return self.compiled(inputs).clone()
 
 
 class ProgramLogits(nn.Module):
@@ -249,6 +256,10 @@ class ONNXRuntimeRuntime:
             raise ImportError(f'This ONNX Runtime has no {provider}: pip install onnxruntime-gpu')
         self.session = onnxruntime.InferenceSession(
             cut.SerializeToString(), options, providers=[(provider, settings)])
+        # Where the provider's libraries cannot be loaded, ONNX Runtime takes the CPU.
+        if provider not in self.session.get_providers():
+            raise ImportError(f'ONNX Runtime could not start {provider}, whose log says why: its '
+                              'CUDA and cuDNN have to be those that it was built for')
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """See the module."""

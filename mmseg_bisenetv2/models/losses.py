@@ -6,11 +6,13 @@ scored, and its gradient brought back to low resolution while the caches hold it
 backward is that gradient alone, as large as the logits: 16 MB, and about a sixth of the time.
 """
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmseg_bisenetv2.models.interpolation import bilinear_matrix
@@ -82,7 +84,9 @@ def upsample_cross_entropy(
     Args:
         logits: Of any size, (N, C, h, w), any floating type.
         labels: Class of each pixel, (N, H, W), any integer type. One outside the classes is an
-            error on the CPU; on a GPU nothing is checked, since that would wait for the device.
+            error on the CPU. On a GPU it makes the loss NaN, since an error would have to wait for
+            the device; without Triton, or with class weights, PyTorch's own assertion ends the
+            process.
         weight: A factor on each pixel's loss, (N, H, W), or None.
         class_weight: A weight for each class, C numbers, or None.
         ignore_index: The label of pixels that do not count.
@@ -205,16 +209,25 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
 
 def _score(logits: Tensor, labels: Tensor, factor: Tensor, *options: Any) -> Scores:
     logits = logits.to(factor.dtype).contiguous()
-    backend = _triton() if logits.is_cuda else None
+    backend = _triton(logits.device) if logits.is_cuda else None
     with torch.autocast(logits.device.type, enabled=False):
         return (backend or score_tiles)(logits, labels, factor, *options)
 
 
 @functools.cache
-def _triton() -> Callable[..., Scores] | None:
+def _triton(device: torch.device) -> Callable[..., Scores] | None:
+    """The Triton kernel, if one pixel shows that it runs there; warns if it does not."""
     try:
         from mmseg_bisenetv2.models.losses_triton import score_cells
     except ImportError:  # There is no Triton for this platform.
+        return None
+    pixel = torch.zeros(1, 1, 1, 1, device=device)
+    try:
+        score_cells(pixel, pixel[0].long(), pixel[0], 255, False, True, True)
+    except Exception as error:  # Triton needs a C compiler and Python's headers.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print_log(f'The loss runs without its Triton kernel, and slower: {reason[0]}',
+                  logger='current', level=logging.WARNING)
         return None
     return score_cells
 

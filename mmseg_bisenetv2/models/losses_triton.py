@@ -36,13 +36,14 @@ def score_cells(
         -(-height // small_height) * -(-width // small_width))))
     shares = logits.new_empty(4, cells, classes) if with_gradient else losses
     pixels = torch.empty_like(factor) if with_pixels else None
-    _score_cell[(cells,)](
-        logits, labels, factor,
-        *_cells(small_height, height, align_corners, logits.dtype, logits.device),
-        *_cells(small_width, width, align_corners, logits.dtype, logits.device),
-        losses, correct, shares, pixels if with_pixels else losses,
-        classes, small_height, small_width, height, width, ignore_index,
-        with_gradient, with_pixels, padded, block)
+    with torch.cuda.device_of(logits):  # Triton launches on the current GPU, whatever it is given.
+        _score_cell[(cells,)](
+            logits, labels, factor,
+            *_cells(small_height, height, align_corners, logits.dtype, logits.device),
+            *_cells(small_width, width, align_corners, logits.dtype, logits.device),
+            losses, correct, shares, pixels if with_pixels else losses,
+            classes, small_height, small_width, height, width, ignore_index,
+            with_gradient, with_pixels, padded, block)
     gradient = None
     if with_gradient:
         shares = shares.view(2, 2, batch, small_height, small_width, classes)
@@ -115,6 +116,8 @@ def _score_cell(  # type: ignore[no-untyped-def]  # Triton has types of its own.
         place = (n * height + py) * width + px
         label = tl.load(labels + place, mask=inside, other=0).to(tl.int64)
         weight = tl.load(factor + place, mask=inside, other=0.)
+        known = ((label >= 0) & (label < classes)) | (label == ignore_index)
+        weight = tl.where(known, weight, float('nan'))  # Loss and gradient show a wrong label.
         tl_part = ((1 - down) * (1 - across))[:, None]
         tr_part = ((1 - down) * across)[:, None]
         bl_part = (down * (1 - across))[:, None]

@@ -68,6 +68,14 @@ def test_full_size(make):
     assert_same(labels, full)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('height, width', [(512, 1024), (333, 777)])
+def test_gpu_gives_the_labels_of_the_cpu(height, width):
+    logits = blobs(19, 64, 128)
+    full = F.interpolate(logits[None], (height, width), mode='bilinear')[0]
+    assert_same(upsample_argmax(logits.cuda(), height, width).cpu(), full)
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_are_computed_in_float32(dtype):
     logits = blobs(6, 9, 11).to(dtype)

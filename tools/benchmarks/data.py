@@ -30,6 +30,7 @@ IMAGES, SAMPLES = 4, 16  # files, and how many samples of them make a timed step
 def measure(args: Namespace) -> list[dict[str, Any]]:
     """Times and memory for one size of crop, from PNG and from the cache."""
     cv2.setNumThreads(0)
+    args.device = 'cpu'  # wherever the network runs
     rows = []
     scale, crop = args.size[::-1], dict(crop_size=args.crop, cat_max_ratio=0.75)
     resize = dict(type='RandomResize', scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True)

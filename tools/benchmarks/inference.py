@@ -32,6 +32,7 @@ from mmseg.structures import SegDataSample
 @torch.no_grad()
 def measure(args: Namespace) -> list[dict[str, Any]]:
     """Times, memory and agreement of everything that takes part, for one size and batch."""
+    torch.compiler.reset()  # PyTorch compiles the same code eight times at most.
     height, width = args.size
     frame, _ = draw_scene(np.random.default_rng(0), args.size)
     if args.frame:

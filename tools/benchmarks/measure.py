@@ -24,16 +24,23 @@ MMSEG = 'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py'
 
 
 def time_in_turns(steps: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, after one of each that warms up; in every round another is first."""
+    """Seconds of each call, after one of each that warms up; in every round another is first.
+
+    A GPU is warmed up for a second, since its clocks rise under load.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
-    for _ in range(rounds + 1):
+    warm = timer() + (1 if torch.cuda.is_initialized() else 0)
+    left = rounds + 1
+    while left:
         for name in order:
             start = timer()
             steps[name]()
             times[name].append(timer() - start)
         order.append(order.pop(0))
-    return {name: values[1:] for name, values in times.items()}
+        if left <= rounds or timer() >= warm:
+            left -= 1
+    return {name: values[-rounds:] for name, values in times.items()}
 
 
 def ratios(base: list[float], own: list[float]) -> dict[str, Any]:
@@ -57,8 +64,8 @@ def compare(theirs: Callable, ours: Callable, images: int, args: Namespace) -> d
 def peak_mb(step: Callable, device: str = 'cpu') -> float:
     """Megabytes that a call needs at most, beyond what is held before it.
 
-    On a GPU by PyTorch's count. On the CPU the resident memory as Linux counts it, since other
-    libraries than PyTorch allocate, too.
+    On a GPU by PyTorch's count, which leaves out what CUDA graphs hold. On the CPU the resident
+    memory as Linux counts it, since other libraries than PyTorch allocate, too.
     """
     gc.collect()
     if device != 'cpu':
