@@ -149,7 +149,7 @@ def test_compile(tools, monkeypatch):
         config=ROOT / 'configs/bisenetv2_fcn_cityscapes.py', device='cpu', size=(64, 128), batch=2,
         precision='fp32', pairs=1))
     assert [row['setting'] for row in rows] == [
-        '64x128 x 2, fp32, eager', '64x128 x 2, fp32, compiled']
+        '128x64 x 2, fp32, eager', '128x64 x 2, fp32, compiled']
     for row in rows:
         assert row['network_ms'] == pytest.approx(2000 / row['fps']) and row['first_call_s'] > 0
         assert len(row['ratio_quartiles']) == 2

@@ -354,7 +354,7 @@ def test_rehearsal(tmp_path):
         row, = stages[f'training-{name}']['results']
         assert row['iterations'] == 2 and len(row['curve']) == 2
     inference = [row['setting'] for row in stages['inference']['results']]
-    assert {'64x128 x 1, MMSegmentation', '64x128 x 2, torch fp32'} <= set(inference)
+    assert {'128x64 x 1, MMSegmentation', '128x64 x 2, torch fp32'} <= set(inference)
     for row in stages['compile']['results']:
         assert row['logit_difference'] < 1e-3
     assert (tmp_path / 'benchmarks/gpu_training.png').stat().st_size > 1000
