@@ -130,8 +130,9 @@ def test_quantised_file(model, metadata, files, tmp_path):
     # The detail branch but for its first convolution, two of the aggregation, and the head
     assert sorted(shapes) == sorted(
         [(8, 8, 3, 3)] * 4 + [(16, 8, 3, 3)] + [(16, 16, 3, 3)] * 5 + [(4, 16, 1, 1)])
-    for op in quantised.get_ops():  # OpenVINO computes this pooling wrongly in INT8
-        if op.get_type_name() == 'AvgPool':
+    # OpenVINO computes this pooling wrongly in INT8, and resized logits would lose their order.
+    for op in quantised.get_ops():
+        if op.get_type_name() in ('AvgPool', 'Interpolate'):
             assert op.input_value(0).get_node().get_type_name() != 'FakeQuantize'
     loaded = Predictor(path, device='cpu')
     assert loaded.precision == 'int8' and figures['agreement'] < 100
