@@ -185,14 +185,14 @@ def resume_and_load_from(runner: Runner) -> tuple[bool, str | None]:
             getattr(runner, '_load_from', runner.cfg.get('load_from')))
 
 
-def has_forward_hooks(module: torch.nn.Module) -> bool:
-    """Whether a forward hook, or forward pre-hook, watches the module or a layer of it.
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether a forward or backward hook, or pre-hook, watches the module or a layer of it.
 
     PyTorch lists them under private names. Without these the answer is False, and a checkpointed
     layer calls its hooks a second time, in backward, as ``torch.utils.checkpoint`` does.
     """
-    return any(getattr(layer, '_forward_hooks', None) or getattr(layer, '_forward_pre_hooks', None)
-               for layer in module.modules())
+    kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+    return any(getattr(layer, kind, None) for layer in module.modules() for kind in kinds)
 
 
 def copy_without_blocking(preprocessor: BaseDataPreprocessor) -> None:

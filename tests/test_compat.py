@@ -17,7 +17,7 @@ from mmseg_bisenetv2.compat import (
     amp_wrapper_on_cpu,
     copy_without_blocking,
     cpu_has_bf16,
-    has_forward_hooks,
+    has_hooks,
     resume_and_load_from,
     with_source,
 )
@@ -157,17 +157,18 @@ def test_foreign_classes_stay_refused(tmp_path):
     assert not (tmp_path / 'pwned').exists()
 
 
-def test_forward_hooks_are_found(monkeypatch):
+def test_hooks_are_found(monkeypatch):
     module = torch.nn.Sequential(torch.nn.Sequential(torch.nn.ReLU()))
-    assert not has_forward_hooks(module)
-    for register in (module[0][0].register_forward_hook, module[0].register_forward_pre_hook):
+    assert not has_hooks(module)
+    for register in (module[0][0].register_forward_hook, module[0].register_forward_pre_hook,
+                     module.register_full_backward_hook, module.register_full_backward_pre_hook):
         handle = register(lambda *_: None)
-        assert has_forward_hooks(module)
+        assert has_hooks(module)
         handle.remove()
-    assert not has_forward_hooks(module)
+    assert not has_hooks(module)
     module.register_forward_hook(lambda *_: None)
     monkeypatch.delattr(module, '_forward_hooks')  # as if PyTorch had renamed it
-    assert not has_forward_hooks(module)
+    assert not has_hooks(module)
 
 
 def test_what_a_runner_was_told_to_load():

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmseg_bisenetv2.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata
-from mmseg_bisenetv2.deploy.network import FrameNetwork, ImageNetwork, LabelNetwork
+from mmseg_bisenetv2.deploy.network import FrameNetwork, LabelNetwork
 from mmseg_bisenetv2.deploy.runtimes import import_optional
 
 OPSET = 18
@@ -26,7 +26,8 @@ TRACED_SIZE = (96, 160)  # (height, width) with which a graph for any size is tr
 # are lost at 480x360.
 NOT_QUANTISED = [r'.*backbone\.detail\.detail_branch\.0\.0\..*',
                  r'.*backbone\.semantic\..*',
-                 r'.*backbone\.bga(?!\.(conv|detail_down\.0)\.).*']
+                 r'.*backbone\.bga(?!\.(conv|detail_down\.0)\.).*',
+                 r'aten::.*']  # what LabelNetwork does with the logits
 # The share of a picture's activations, at either end, that the range of an INT8 layer leaves out.
 # On pictures of CamVid, with a network trained on RUGD, this keeps 98.3 % of FP32's labels; ranges
 # that reach to the extremes keep 97.8 %, and ten times this share keeps 97.9 %. On a picture of
@@ -44,38 +45,17 @@ def onnx_model(network: FrameNetwork, metadata: ExportMetadata) -> Any:
     Returns:
         An ``onnx.ModelProto`` with a tensor 'logits' (N, C, H/8, W/8) inside.
     """
-    return _to_onnx(LabelNetwork(network, metadata.align_corners), _example_frames(metadata),
-                    metadata, dict(frames={0: 'n', 1: 'height', 2: 'width'}), ['labels', 'logits'])
-
-
-def raw_onnx_model(network: ImageNetwork, metadata: ExportMetadata) -> Any:
-    """An ONNX model: 'images' (N, 3, H, W) normalised float32 -> 'logits' (N, C, H/8, W/8).
-
-    The arguments are those of :func:`onnx_model`.
-    """
-    images = torch.zeros(1, 3, *(metadata.size or TRACED_SIZE))
-    return _to_onnx(network, images, metadata, dict(images={0: 'n', 2: 'height', 3: 'width'}),
-                    ['logits'])
-
-
-def _example_frames(metadata: ExportMetadata) -> Tensor:
-    """Frames (1, H, W, 3) to trace with."""
-    return torch.zeros(1, *(metadata.size or TRACED_SIZE), 3, dtype=torch.uint8)
-
-
-def _to_onnx(network: nn.Module, sample: Tensor, metadata: ExportMetadata, inputs: dict,
-             outputs: list[str]) -> Any:
     onnx = import_optional('onnx')
     import_optional('onnxscript')
     with _quiet():
         program = torch.onnx.export(
-            network.eval(), (sample, ), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(inputs), output_names=outputs,
-            dynamic_shapes=None if metadata.size else tuple(inputs.values()))
+            LabelNetwork(network, metadata.align_corners).eval(), (_example_frames(metadata), ),
+            dynamo=True, opset_version=OPSET, verbose=False, input_names=['frames'],
+            output_names=['labels', 'logits'],
+            dynamic_shapes=None if metadata.size else ({0: 'n', 1: 'height', 2: 'width'}, ))
     assert program is not None  # It is None where a file is written.
     model = program.model_proto
-    for output in list(model.graph.output)[1:]:  # The logits stay inside, under their name.
-        model.graph.output.remove(output)
+    del model.graph.output[1:]  # The logits stay inside, under their name.
     for node in model.graph.node:  # Notes on the Python source are half of the file's text.
         del node.metadata_props[:]
         node.doc_string = ''
@@ -83,6 +63,11 @@ def _to_onnx(network: nn.Module, sample: Tensor, metadata: ExportMetadata, input
     entry.key, entry.value = METADATA_KEY, metadata.to_json()
     onnx.checker.check_model(model)
     return model
+
+
+def _example_frames(metadata: ExportMetadata) -> Tensor:
+    """Frames (1, H, W, 3) to trace with."""
+    return torch.zeros(1, *(metadata.size or TRACED_SIZE), 3, dtype=torch.uint8)
 
 
 @contextlib.contextmanager
@@ -118,34 +103,18 @@ def openvino_model(network: FrameNetwork, metadata: ExportMetadata,
     openvino = import_optional('openvino')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # The tracer warns of constants that are really constant.
-        model = openvino.convert_model(network.eval(), example_input=_example_frames(metadata))
+        model = openvino.convert_model(LabelNetwork(network, metadata.align_corners).eval(),
+                                       example_input=_example_frames(metadata))
     model.reshape([1, *metadata.size, 3] if metadata.size else [-1, -1, -1, 3])
-    model.input(0).set_names({'frames'})
     if metadata.precision == 'int8':
         model = _quantise(model, calibration)
-    return _with_labels(model, metadata)
-
-
-def _with_labels(model: Any, metadata: ExportMetadata) -> Any:
-    """Appends resizing and argmax to an OpenVINO model that gives logits; see LabelNetwork."""
-    openvino = import_optional('openvino')
-    ops = import_optional('openvino.opset13')
-    frames, logits = model.input(0), model.output(0).get_node().input_value(0)
-    size = ops.gather(ops.shape_of(frames), np.array([1, 2]), np.array(0))
-    full = ops.interpolate(
-        logits, size, 'linear_onnx', 'sizes', axes=np.array([2, 3]),
-        coordinate_transformation_mode=(
-            'align_corners' if metadata.align_corners else 'half_pixel'))
-    highest = ops.reduce_max(full, np.array([1]), keep_dims=True)
-    number = len(metadata.classes)
-    classes = np.arange(number, dtype=np.float32).reshape(1, -1, 1, 1)
-    chosen = ops.select(ops.greater_equal(full, highest), classes, np.float32(number))
-    labels = ops.convert(ops.reduce_min(chosen, np.array([1])), 'u8')
-    logits.get_tensor().set_names({'logits'})
-    result = openvino.Model([labels.output(0)], model.get_parameters(), 'bisenetv2')
-    result.output(0).set_names({'labels'})
-    result.set_rt_info(metadata.to_json(), METADATA_KEY)
-    return result
+    logits = model.get_results()[1]
+    logits.input_value(0).get_tensor().set_names({'logits'})
+    model.remove_result(logits)  # The logits stay inside, under their name.
+    model.input(0).set_names({'frames'})
+    model.output(0).set_names({'labels'})
+    model.set_rt_info(metadata.to_json(), METADATA_KEY)
+    return model
 
 
 def _quantise(model: Any, frames: Sequence[np.ndarray]) -> Any:

@@ -21,7 +21,8 @@ branch, bilateral guided aggregation. Shapes are given for an image of (N, 3, H,
 rounds up, so any input size works.
 """
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ from torch import Tensor, nn
 from mmseg_bisenetv2.models.checkpointing import (
     checkpointed,
     checkpointing_choice,
-    small_maps_choice,
+    recompute_activations,
+    recomputes_activations,
 )
 from mmseg_bisenetv2.registry import MODELS
 
@@ -97,6 +99,9 @@ class DetailBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 128, H/8, W/8)."""
+        layers = [layer for stage in self.detail_branch for layer in stage.children()]
+        if recomputes_activations(self, layers, self.with_cp):
+            return recompute_activations(layers, x)
         for stage in self.detail_branch:
             x = checkpointed(stage, x, with_cp=self.with_cp)
         return x
@@ -205,14 +210,11 @@ class SemanticBranch(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> the four stages and the context embedding."""
-        def run(stage: Any, x: Tensor, with_cp: str | None) -> Tensor:
-            return checkpointed(stage, x, with_cp=with_cp)
-
-        small = small_maps_choice(self.with_cp)
-        stage1 = run(self.stage1, x, self.with_cp)  # (N, 16, H/4, W/4)
-        stage2 = run(self.stage2, stage1, self.with_cp)  # (N, 32, H/8, W/8)
-        stage3 = run(self.stage3, stage2, small)  # (N, 64, H/16, W/16)
-        stage4 = run(self.stage4, stage3, small)  # (N, 128, H/32, W/32)
+        run: Callable[..., Tensor] = partial(checkpointed, with_cp=self.with_cp)
+        stage1 = run(self.stage1, x)  # (N, 16, H/4, W/4)
+        stage2 = run(self.stage2, stage1)  # (N, 32, H/8, W/8)
+        stage3 = run(self.stage3, stage2)  # (N, 64, H/16, W/16)
+        stage4 = run(self.stage4, stage3)  # (N, 128, H/32, W/32)
         return stage1, stage2, stage3, stage4, self.stage4_CEBlock(stage4)
 
 
@@ -342,7 +344,6 @@ class BiSeNetV2(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Computes the feature maps named by ``out_indices``, see the class."""
         *stages, context = self.semantic(x)
-        small = small_maps_choice(self.with_cp)
-        fused = checkpointed(self.bga, self.detail(x), context, with_cp=small)
+        fused = checkpointed(self.bga, self.detail(x), context, with_cp=self.with_cp)
         outs = (fused, *stages)
         return tuple(outs[i] for i in self.out_indices)

@@ -2,22 +2,23 @@
 
 For each convolution with BatchNorm and ReLU autograd keeps what the convolution gives and what the
 activation gives. ``with_cp='activations'`` keeps the first and computes normalisation and
-activation again in backward, which costs little; ``with_cp='stages'`` keeps the input of a stage
-and computes all of it again. Both give the gradients and the running statistics of a training
-without checkpointing, to the last bit.
+activation again in backward, which costs little: no convolution is computed twice.
+``with_cp='stages'`` keeps the input of a stage and computes all of it again. Both give the
+gradients and the running statistics of a training without checkpointing, to the last bit.
 """
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from mmseg_bisenetv2.compat import has_forward_hooks
+from mmseg_bisenetv2.compat import has_hooks
 
 CHOICES = (None, 'activations', 'stages')
-KEPT_OPERATIONS = [torch.ops.aten.convolution.default]
 
 
 def checkpointing_choice(with_cp: str | bool | None, norm_cfg: dict | None) -> str | None:
@@ -43,25 +44,12 @@ def checkpointing_choice(with_cp: str | bool | None, norm_cfg: dict | None) -> s
     return choice
 
 
-def small_maps_choice(with_cp: str | None) -> str | None:
-    """What ``with_cp`` means for layers whose maps are small.
-
-    'activations' leaves them alone: there it would take a twentieth of a training step's time to
-    save a thirtieth of its memory.
-
-    Args:
-        with_cp: A result of :func:`checkpointing_choice`.
-    """
-    return with_cp if with_cp == 'stages' else None
-
-
 def checkpointed(module: nn.Module, *inputs: Any, with_cp: str | None,
                  function: Callable[..., Any] | None = None) -> Any:
-    """``module(*inputs)``, part of which is computed again in backward.
+    """``module(*inputs)``, computed again in backward with 'stages'.
 
     Nothing is computed again without gradients, under torch.compile, which weighs memory against
-    time by itself, and where a forward hook would be called again. 'activations' leaves
-    synchronised BatchNorm alone, since it would have to communicate again.
+    time by itself, and where a hook would be called again.
 
     Args:
         module: The module.
@@ -70,47 +58,80 @@ def checkpointed(module: nn.Module, *inputs: Any, with_cp: str | None,
         function: What to call in place of the module: a function that runs layers of it.
     """
     function = function or module
-    if (with_cp is None or not torch.is_grad_enabled() or torch.compiler.is_compiling()
-            or has_forward_hooks(module) or (with_cp == 'activations' and any(
-                isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()))):
+    if with_cp != 'stages' or not _may_recompute(module):
         return function(*inputs)
+    return _checkpoint(module, function, *inputs)
 
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        if with_cp == 'stages':
-            return nullcontext(), _Recomputation(module, nullcontext())
-        keep, reuse = create_selective_checkpoint_contexts(KEPT_OPERATIONS)
-        return keep, _Recomputation(module, reuse)
 
-    return checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
+def recomputes_activations(module: nn.Module, layers: Iterable[nn.Module],
+                           with_cp: str | None) -> bool:
+    """Whether layers of a module are run by :func:`recompute_activations`.
+
+    'activations' says so, except where :func:`checkpointed` computes nothing again, either.
+    Synchronised BatchNorm is left alone, since it would have to communicate again, and so are
+    layers that are not MMCV's.
+    """
+    return (with_cp == 'activations' and _may_recompute(module)
+            and all(type(layer) is ConvModule for layer in layers)
+            and not any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()))
+
+
+def recompute_activations(layers: Sequence[ConvModule], x: Tensor,
+                          last: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """``last(layers(x))``, without keeping the normalised and the activated maps.
+
+    A checkpointed part begins with the normalisation of one layer and ends with the convolution
+    of the next. Computing it again stops at once when this convolution has its input, so that no
+    convolution is computed twice (:class:`torch.utils.checkpoint.set_checkpoint_early_stop`).
+
+    Args:
+        layers: One after the other.
+        x: Their input.
+        last: What follows, a convolution in the end. None is nothing: what the last layer gives
+            is then kept.
+    """
+    def convolve(layer: ConvModule, x: Tensor) -> Tensor:
+        return layer(x, activate=False, norm=False)
+
+    def finish(layer: ConvModule, x: Tensor) -> Tensor:
+        x = layer.norm(x)
+        return layer.activate(x) if layer.with_activation else x
+
+    following = [partial(convolve, layer) for layer in layers[1:]] + ([last] if last else [])
+    x = convolve(layers[0], x)
+    for layer, follow in zip(layers, following, strict=False):
+        x = _checkpoint(layer, lambda x, layer, follow: follow(finish(layer, x)), x, layer, follow)
+    return x if last else finish(layers[-1], x)
+
+
+def _may_recompute(module: nn.Module) -> bool:
+    return (torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            and not has_hooks(module))
+
+
+def _checkpoint(module: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
+    return checkpoint(function, *inputs, use_reentrant=False,
+                      context_fn=lambda: (nullcontext(), _Recomputation(module)))
 
 
 class _Recomputation:
-    """The context in which a module is called again in backward.
+    """The context in which layers of a module are called again in backward.
 
     The batch has been counted in the running statistics by the first call, so that what the
     second call adds is dropped. Switching off BatchNorm's tracking instead would change how many
     tensors are saved, which checkpoint() rejects.
-
-    Args:
-        module: The module.
-        reuse: The context that gives what the first call has kept. PyTorch gives it once: a
-            second backward through the same graph computes all of the module again.
     """
 
-    def __init__(self, module: nn.Module, reuse: AbstractContextManager) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.reuse = reuse
 
     def __enter__(self) -> None:
         self.buffers = [(layer, name, buffer) for layer in self.module.modules()
                         for name, buffer in layer.named_buffers(recurse=False)]
         for layer, name, buffer in self.buffers:
             setattr(layer, name, buffer.clone())
-        self.reuse.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self.reuse.__exit__(*error)
-        self.reuse = nullcontext()
         for layer, name, buffer in self.buffers:
             setattr(layer, name, buffer)
         del self.buffers

@@ -4,7 +4,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmseg_bisenetv2.models.bisenetv2 import reset_parameters
-from mmseg_bisenetv2.models.checkpointing import checkpointed, checkpointing_choice
+from mmseg_bisenetv2.models.checkpointing import (
+    checkpointed,
+    checkpointing_choice,
+    recompute_activations,
+    recomputes_activations,
+)
 from mmseg_bisenetv2.models.losses import (
     UpsampleCrossEntropy,
     ohem_weight,
@@ -60,8 +65,13 @@ class FCNHead(MMSegFCNHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of the backbone -> logits (N, classes, h, w)."""
-        return checkpointed(
-            self, inputs, with_cp=self.with_cp, function=super().forward)
+        if (not self.concat_input and isinstance(self.convs, nn.Sequential)
+                and recomputes_activations(self, self.convs, self.with_cp)
+                and getattr(self._forward_feature, '__func__', None)
+                is MMSegFCNHead._forward_feature):
+            return recompute_activations(
+                [*self.convs], self._transform_inputs(inputs), last=self.cls_seg)
+        return checkpointed(self, inputs, with_cp=self.with_cp, function=super().forward)
 
     def loss_by_feat(self, seg_logits: Tensor,
                      batch_data_samples: list[SegDataSample]) -> dict[str, Tensor]:

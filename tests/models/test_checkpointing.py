@@ -16,15 +16,16 @@ SIZE = (64, 96)
 class Plain(torch.nn.Module):
     """A network that gives a scalar, and its input."""
 
-    def __init__(self, with_cp, norm_cfg=NORM, act_cfg=dict(type='ReLU')):  # noqa: B006
+    def __init__(self, with_cp, norm_cfg=NORM, act_cfg=dict(type='ReLU'), head=()):  # noqa: B006
         super().__init__()
         torch.manual_seed(0)
         self.x = torch.randn(3, 3, *SIZE)
         cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg, with_cp=with_cp)
         self.backbone = MODELS.build(dict(type='mmseg_bisenetv2.BiSeNetV2', **WIDTHS, **cfg))
+        options = dict(cfg, channels=128, num_convs=2, concat_input=False, dropout_ratio=0.5)
         self.head = MODELS.build(dict(
-            type='mmseg_bisenetv2.FCNHead', in_channels=16, channels=128, num_convs=2, in_index=0,
-            num_classes=3, dropout_ratio=0.5, init_cfg=None, **cfg))
+            type='mmseg_bisenetv2.FCNHead', in_channels=16, in_index=0, num_classes=3,
+            init_cfg=None, **{**options, **dict(head)}))
 
     def forward(self, x):
         torch.manual_seed(1)  # of the dropout
@@ -84,7 +85,9 @@ def test_autocast(with_cp):
 @pytest.mark.parametrize('options', [
     dict(norm_cfg=dict(type='GN', num_groups=2)), dict(act_cfg=dict(type='LeakyReLU')),
     dict(norm_cfg=dict(type='BN', momentum=None)),
-    dict(norm_cfg=dict(type='BN', track_running_stats=False))], ids=str)
+    dict(norm_cfg=dict(type='BN', track_running_stats=False)), dict(head=dict(num_convs=1)),
+    dict(head=dict(concat_input=True)), dict(head=dict(num_convs=0, channels=16)),
+    dict(head=dict(act_cfg=None))], ids=str)
 def test_other_layers(with_cp, options):
     assert_equal(step(Plain(with_cp, **options)), step(Plain(None, **options)))
 
@@ -123,7 +126,8 @@ def test_hooks_are_called_once(with_cp):
     def watched(model):
         seen = []
         layer = model.backbone.detail.detail_branch[1][0]
-        layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        for module in (layer, model.backbone.detail.detail_branch[0], model.head.convs):
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output))
         model.head.convs[0].bn.register_forward_pre_hook(lambda *_: seen.append(None))
         model.backbone.bga.register_full_backward_hook(lambda *_: seen.append(None))
         layer.conv.weight.register_hook(lambda gradient: seen.append(None) or 2 * gradient)
@@ -135,7 +139,17 @@ def test_hooks_are_called_once(with_cp):
     assert_equal(*map(step, models))
     for model in models:
         model(model.x).backward()
-    assert len(seen[0]) == len(seen[1]) == 9
+    assert len(seen[0]) == len(seen[1]) == 13
+
+
+def test_head_whose_layers_are_run_in_another_way():
+    def double(head):
+        original = head._forward_feature
+        head._forward_feature = lambda inputs: 2 * original(inputs)
+
+    ours, plain = Plain('activations'), Plain(None)
+    double(ours.head), double(plain.head)
+    assert_equal(step(ours), step(plain))
 
 
 @pytest.mark.parametrize('with_cp', CHOICES)
@@ -162,21 +176,24 @@ def test_under_compile(with_cp):
     torch.compiler.reset()
 
 
+def test_no_convolution_is_computed_twice_for_activations():
+    def convolutions(with_cp):
+        model = Plain(with_cp)
+        with torch.profiler.profile() as profile:
+            model(model.x).backward()
+        # What "aten::convolution" calls once autograd has what it keeps.
+        return sum(event.name == 'aten::_convolution' for event in profile.events())
+
+    once = convolutions(None)
+    assert convolutions('activations') == once > 40
+    assert convolutions('stages') > 1.5 * once
+
+
 def test_layers_that_synchronise_are_not_computed_again():
-    from mmseg_bisenetv2.models.checkpointing import checkpointed
-    calls = []
-
-    class Block(torch.nn.Sequential):
-        def forward(self, x):
-            calls.append(None)
-            return self[0](x)
-
-    x = torch.randn(2, 4, 8, 8, requires_grad=True)
-    for norm, expected in ((torch.nn.BatchNorm2d(4), 2), (torch.nn.SyncBatchNorm(4), 1)):
-        calls.clear()
-        block = Block(torch.nn.Conv2d(4, 4, 3), norm)
-        checkpointed(block, x, with_cp='activations').square().sum().backward()
-        assert len(calls) == expected
+    norm_cfg = dict(type='SyncBN')
+    ours, expected = step(Plain('activations', norm_cfg)), step(Plain(None, norm_cfg))
+    assert_equal(ours, expected)
+    assert ours[0] == expected[0]
 
 
 @pytest.mark.parametrize('given, meant', [

@@ -7,8 +7,8 @@ norm_cfg = dict(type='SyncBN', requires_grad=True)  # becomes BN where there is 
 # avg_non_ignore=True it gives the same loss as here, but resizes the logits first: 5 times the
 # time on two cores and 56 times the memory (tools/benchmark.py loss).
 loss_decode = dict(type='mmseg_bisenetv2.UpsampleCrossEntropy')
-# Activation checkpointing where maps are large: normalisation and activation are computed again
-# in backward. None keeps everything, 'stages' less still; the gradients are the same.
+# Activation checkpointing of the detail branch and the heads: normalisation and activation are
+# computed again in backward. None keeps everything, 'stages' less still; the gradients are equal.
 with_cp = 'activations'
 head = dict(
     type='mmseg_bisenetv2.FCNHead',
@@ -18,7 +18,8 @@ head = dict(
     norm_cfg=norm_cfg,
     align_corners=False,
     init_cfg=None,  # PyTorch's default initialisation, here and in the backbone
-    loss_decode=loss_decode)
+    loss_decode=loss_decode,
+    with_cp=with_cp)
 model = dict(
     type='mmseg_bisenetv2.EncoderDecoder',
     data_preprocessor=dict(
@@ -31,8 +32,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255),
     backbone=dict(type='mmseg_bisenetv2.BiSeNetV2', norm_cfg=norm_cfg, with_cp=with_cp),
-    decode_head=dict(
-        head, in_index=0, in_channels=128, channels=1024, num_convs=1, with_cp=with_cp),
+    decode_head=dict(head, in_index=0, in_channels=128, channels=1024, num_convs=1),
     auxiliary_head=[
         dict(head, in_index=1, in_channels=16, channels=16, num_convs=2),
         dict(head, in_index=2, in_channels=32, channels=64, num_convs=2),
