@@ -43,6 +43,8 @@ def main() -> None:
                         help='of the frames, which the network sees as they are; default: any')
     parser.add_argument('--precision', choices=('fp32', 'bf16', 'int8'), default='fp32',
                         help='bf16 and int8 of an .xml only; default: %(default)s')
+    parser.add_argument('--raw', action='store_true',
+                        help='.onnx with normalised images in and logits out')
     compared = parser.add_mutually_exclusive_group()
     compared.add_argument('--images', nargs='+', metavar='PICTURE',
                           help='to compare on: files, folders, patterns; default: noise')
@@ -79,7 +81,7 @@ def main() -> None:
             0, 256, (*(size or (512, 1024)), 3), dtype=np.uint8)]
     try:
         figures = export_and_verify(
-            model, own, args.out, images, calibration, args.min_agreement, truths,
+            model, own, args.out, images, args.raw, calibration, args.min_agreement, truths,
             args.max_miou_drop)
     except (DisagreementError, ImportError, TypeError, ValueError) as error:
         sys.exit(str(error))
@@ -90,6 +92,8 @@ def main() -> None:
             f'This file sees {format_size(size)}, and has other labels' if size else
             'Predictor resizes to it; give frames of that size to any other runtime'))
     print(f'agreement with PyTorch FP32 on {len(images)} {what}: {figures["agreement"]:.3f} %')
+    if figures['logit_difference'] is not None:
+        print(f'largest difference of a logit: {figures["logit_difference"]:.2g}')
     if truths:
         print(f'mIoU: {figures["miou"]:.2f} %, PyTorch FP32 {figures["pytorch_miou"]:.2f} %')
 

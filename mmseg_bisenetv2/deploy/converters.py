@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmseg_bisenetv2.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata
-from mmseg_bisenetv2.deploy.network import FrameNetwork, LabelNetwork
+from mmseg_bisenetv2.deploy.network import FrameNetwork, ImageNetwork, LabelNetwork
 from mmseg_bisenetv2.deploy.runtimes import import_optional
 
 OPSET = 18
@@ -45,17 +45,38 @@ def onnx_model(network: FrameNetwork, metadata: ExportMetadata) -> Any:
     Returns:
         An ``onnx.ModelProto`` with a tensor 'logits' (N, C, H/8, W/8) inside.
     """
+    return _to_onnx(LabelNetwork(network, metadata.align_corners), _example_frames(metadata),
+                    metadata, dict(frames={0: 'n', 1: 'height', 2: 'width'}), ['labels', 'logits'])
+
+
+def raw_onnx_model(network: ImageNetwork, metadata: ExportMetadata) -> Any:
+    """An ONNX model: 'images' (N, 3, H, W) normalised float32 -> 'logits' (N, C, H/8, W/8).
+
+    The arguments are those of :func:`onnx_model`.
+    """
+    images = torch.zeros(1, 3, *(metadata.size or TRACED_SIZE))
+    return _to_onnx(network, images, metadata, dict(images={0: 'n', 2: 'height', 3: 'width'}),
+                    ['logits'])
+
+
+def _example_frames(metadata: ExportMetadata) -> Tensor:
+    """Frames (1, H, W, 3) to trace with."""
+    return torch.zeros(1, *(metadata.size or TRACED_SIZE), 3, dtype=torch.uint8)
+
+
+def _to_onnx(network: nn.Module, sample: Tensor, metadata: ExportMetadata, inputs: dict,
+             outputs: list[str]) -> Any:
     onnx = import_optional('onnx')
     import_optional('onnxscript')
     with _quiet():
         program = torch.onnx.export(
-            LabelNetwork(network, metadata.align_corners).eval(), (_example_frames(metadata), ),
-            dynamo=True, opset_version=OPSET, verbose=False, input_names=['frames'],
-            output_names=['labels', 'logits'],
-            dynamic_shapes=None if metadata.size else ({0: 'n', 1: 'height', 2: 'width'}, ))
+            network.eval(), (sample, ), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=list(inputs), output_names=outputs,
+            dynamic_shapes=None if metadata.size else tuple(inputs.values()))
     assert program is not None  # It is None where a file is written.
     model = program.model_proto
-    del model.graph.output[1:]  # The logits stay inside, under their name.
+    for output in list(model.graph.output)[1:]:  # The logits stay inside, under their name.
+        model.graph.output.remove(output)
     for node in model.graph.node:  # Notes on the Python source are half of the file's text.
         del node.metadata_props[:]
         node.doc_string = ''
@@ -63,11 +84,6 @@ def onnx_model(network: FrameNetwork, metadata: ExportMetadata) -> Any:
     entry.key, entry.value = METADATA_KEY, metadata.to_json()
     onnx.checker.check_model(model)
     return model
-
-
-def _example_frames(metadata: ExportMetadata) -> Tensor:
-    """Frames (1, H, W, 3) to trace with."""
-    return torch.zeros(1, *(metadata.size or TRACED_SIZE), 3, dtype=torch.uint8)
 
 
 @contextlib.contextmanager

@@ -238,10 +238,11 @@ class ONNXRuntimeRuntime:
         onnxruntime, onnx = import_optional('onnxruntime'), import_optional('onnx')
         cut = onnx.ModelProto()
         cut.CopyFrom(model)
-        if [value.name for value in model.graph.input] != ['frames'] or not any(
-                'logits' in node.output for node in cut.graph.node):
-            raise ValueError('The ONNX model has no tensors "frames" and "logits": it was not '
-                             'written by tools/export.py')
+        if [value.name for value in model.graph.input] != ['frames']:
+            raise ValueError('The ONNX model takes no frames: it was exported with --raw')
+        if not any('logits' in node.output for node in cut.graph.node):
+            raise ValueError('The ONNX model has no tensor "logits": it was not written by '
+                             'tools/export.py')
         del cut.graph.output[:]  # ONNX Runtime then removes what only served the labels.
         cut.graph.output.append(onnx.helper.make_tensor_value_info(
             'logits', onnx.TensorProto.FLOAT, None))

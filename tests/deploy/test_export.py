@@ -88,14 +88,12 @@ def test_bf16_file(model, metadata, tmp_path):
     assert Predictor(path, device='cpu', precision='fp32').precision == 'fp32'
 
 
-def test_onnx_file_of_other_tensors(model, metadata, tmp_path):
-    exported = converters.onnx_model(FrameNetwork(model), metadata)
-    for name in ('frames', 'logits'):
-        path = tmp_path / f'{name}.onnx'
-        content = exported.SerializeToString().replace(name.encode(), b'others')
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match='no tensors "frames" and "logits"'):
-            Predictor(path, device='cpu')
+def test_raw_file(model, metadata, tmp_path):
+    path = tmp_path / 'raw.onnx'
+    figures = export_and_verify(model, metadata, path, PICTURES, raw=True)
+    assert figures['agreement'] >= 99.9 and 0 < figures['logit_difference'] < 1e-3
+    with pytest.raises(ValueError, match='exported with --raw'):
+        Predictor(path, device='cpu')
 
 
 def test_logits_are_the_last_of_that_name(model, metadata):
@@ -194,6 +192,7 @@ def test_file_that_loses_miou_does_not_replace_an_earlier_one(model, metadata, t
 
 @pytest.mark.parametrize('name, options, message', [
     ('a.engine', {}, 'expected a name that ends in'),
+    ('a.xml', dict(raw=True), r'raw export is for \.onnx'),
     ('a.onnx', dict(precision='int8'), r'int8 is for OpenVINO'),
     ('a.xml', dict(precision='int8'), 'needs pictures to calibrate'),
 ])
