@@ -1,5 +1,6 @@
 """MMSegmentation's IoUMetric, from one confusion matrix of integers."""
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,14 @@ class IoUMetric(MMSegIoUMetric):
             path = _log_folder() / self.confusion_picture
             draw_confusion(confusion[:-1, :-1].numpy(), self.dataset_meta['classes'], path)
             print_log(f'confusion matrix: {path}', logger='current')
+        names = self.dataset_meta['classes']
+        absent = [name for name, pixels in zip(names, confusion[:-1].sum(1).tolist(), strict=True)
+                  if not pixels]
+        if absent and self.nan_to_num is None:
+            print_log(
+                f'No pixel is labelled as {len(absent)} of {len(names)} classes: '
+                f'{", ".join(absent)}. mIoU leaves them out, or counts 0 where they are predicted',
+                logger='current', level=logging.WARNING)
         return super().compute_metrics([_class_areas(confusion)])
 
 
