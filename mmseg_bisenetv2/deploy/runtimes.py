@@ -207,6 +207,12 @@ class OpenVINORuntime:
         result = own[shape].infer([frames], share_inputs=True)
         return torch.from_numpy(result[0])
 
+    def forget(self) -> None:
+        """Drops what was compiled for a trial, so that the next size is the first."""
+        self.compiled.clear()
+        self.seen.clear()
+        self.requests = threading.local()
+
     def _compile_for(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Sees to a compiled model for frames of a shape, and returns the shape it is for."""
         with self.lock:

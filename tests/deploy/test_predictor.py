@@ -153,7 +153,7 @@ def compilations(monkeypatch):
 
 
 def test_threads_and_many_sizes_share_two_compilations(files, compilations):
-    one, expected = (Predictor(*files, backend=backend, precision='fp32', device='cpu')
+    one, expected = (Predictor(*files, backend=backend, precision='fp32', device='cpu', threads=1)
                      for backend in ('openvino', 'torch'))
     pictures = [image(48, width) for width in range(40, 104, 8)]
     with ThreadPoolExecutor(4) as pool:
@@ -166,8 +166,18 @@ def test_threads_and_many_sizes_share_two_compilations(files, compilations):
     assert len(shapes) == 6 and len(set(shapes)) == 6
 
 
+def test_trial_run_of_a_file_is_not_its_first_size(tmp_path, compilations):
+    metadata = ExportMetadata(tuple('abcd'), ((0, 0, 0), ) * 4)
+    network = predictor.FrameNetwork(build())
+    predictor.converters.save_model(
+        predictor.converters.openvino_model(network, metadata), tmp_path / 'a.xml', metadata)
+    one = Predictor(tmp_path / 'a.xml', device='cpu', threads=1)
+    one(image(64, 96))
+    assert compilations[0] == [(1, *predictor.PROBE_SIZE, 3), (1, 64, 96, 3)]
+
+
 def test_no_size_waits_for_the_compilation_of_another(files, compilations):
-    one = Predictor(*files, backend='openvino', device='cpu')
+    one = Predictor(*files, backend='openvino', device='cpu', threads=1)
     one(image(64, 96))
     shapes, may_end = compilations
     may_end.clear()
