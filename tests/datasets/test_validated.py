@@ -224,7 +224,7 @@ def test_masks_of_0_and_255_are_said_once_when_the_run_starts(tmp_path, warnings
 
 
 @pytest.mark.parametrize('labels, kwargs', [
-    ([0, 1], {}), ([0, 0], {}), ([1, 255], {}), ([1, 2], dict(reduce_zero_label=True)),
+    ([0, 1], {}), ([0, 0], {}), ([1, 255], {}), ([0, 255], dict(reduce_zero_label=True)),
     ([0, 255], dict(metainfo=dict(classes=['road'])))])
 def test_other_label_maps_are_not_taken_for_masks(tmp_path, warnings_logged, labels, kwargs):
     write(tmp_path, np.array([[0, 255]] * 2, np.uint8), name='a')
