@@ -59,7 +59,7 @@ def assert_equal(found, expected):
     elif isinstance(expected, SegDataSample):
         assert found.metainfo == expected.metainfo
         assert set(found.keys()) == set(expected.keys())
-        for key in expected.keys():  # noqa: SIM118 - a data sample is no dictionary
+        for key in expected.keys():
             assert_equal(getattr(found, key).data, getattr(expected, key).data)
     else:
         assert found == expected
