@@ -19,7 +19,8 @@ _base_ = [
 optimizer = dict(lr=0.025)
 optim_wrapper = dict(optimizer=optimizer)
 auto_scale_lr = dict(base_batch_size=8)
+data_preprocessor = dict(size=(360, 480))
 model = dict(
-    data_preprocessor=dict(size=(360, 480)),
+    data_preprocessor=data_preprocessor,
     decode_head=dict(num_classes=11),
     auxiliary_head=[dict(head, num_classes=11) for head in _base_.model.auxiliary_head])

@@ -12,7 +12,8 @@ _base_ = [
     './_base_/schedules/schedule_40k.py',
     'mmseg::_base_/default_runtime.py',
 ]
+data_preprocessor = dict(size=(512, 512))
 model = dict(
-    data_preprocessor=dict(size=(512, 512)),
+    data_preprocessor=data_preprocessor,
     decode_head=dict(num_classes=171),
     auxiliary_head=[dict(head, num_classes=171) for head in _base_.model.auxiliary_head])

@@ -14,8 +14,9 @@
 # 186 iterations an epoch x 860 epochs = 159,960 iterations.
 # Total batch 16: 16 x 1, 4 x 4 or 2 x 8 GPUs, lr 0.05; see bisenetv2_fcn_cityscapes.py.
 _base_ = './bisenetv2_fcn_cityscapes.py'
+data_preprocessor = dict(
+    mean=[83.0535, 94.095, 82.1865],  # RGB: (.3257, .3690, .3223) x 255
+    std=[53.856, 54.774, 53.9325])  # (.2112, .2148, .2115) x 255
 model = dict(
-    data_preprocessor=dict(
-        mean=[83.0535, 94.095, 82.1865],  # RGB: (.3257, .3690, .3223) x 255
-        std=[53.856, 54.774, 53.9325]),  # (.2112, .2148, .2115) x 255
+    data_preprocessor=data_preprocessor,
     backbone=dict(bga_upsample='nearest', bga_bias=False))

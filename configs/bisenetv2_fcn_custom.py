@@ -44,13 +44,15 @@ param_scheduler[0].end = min(1000, tenth) + 1  # warm-up
 param_scheduler[1].end = max_iters + 1  # poly
 train_cfg = dict(max_iters=max_iters, val_interval=tenth)
 default_hooks = dict(
+    logger=dict(interval=min(50, tenth)),  # A short run, too, has a curve.
     checkpoint=dict(interval=tenth),
     # The settings above can be changed in the file only; --cfg-options would come too late.
     settings=dict(type='mmseg_bisenetv2.SettingsHook', settings=dict(
         classes=classes, palette=palette, scale=scale, crop_size=crop_size, max_iters=max_iters,
         label_map=label_map, data=data)))
+data_preprocessor = dict(size=crop_size)
 model = dict(
-    data_preprocessor=dict(size=crop_size),
+    data_preprocessor=data_preprocessor,
     decode_head=dict(num_classes=len(classes)),
     auxiliary_head=[
         dict(head, num_classes=len(classes)) for head in _base_.model.auxiliary_head

@@ -28,7 +28,8 @@ train_dataloader = dict(
 val_dataloader = dict(
     num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-model = dict(data_preprocessor=dict(size=crop_size))
+data_preprocessor = dict(size=crop_size)
+model = dict(data_preprocessor=data_preprocessor)
 optimizer = dict(lr=0.02)
 optim_wrapper = dict(optimizer=optimizer)
 auto_scale_lr = dict(base_batch_size=4)

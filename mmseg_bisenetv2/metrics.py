@@ -110,6 +110,14 @@ class IoUMetric(MMSegIoUMetric):
             except Exception as error:  # The scores are not lost for a picture.
                 print_log(f'The confusion matrix was not drawn: {error!r}', 'current',
                           logging.WARNING)
+        names = self.dataset_meta['classes']
+        absent = [name for name, pixels in zip(names, confusion[:-1].sum(1).tolist(), strict=True)
+                  if not pixels]
+        if absent and self.nan_to_num is None:
+            print_log(
+                f'No pixel is labelled as {len(absent)} of {len(names)} classes: '
+                f'{", ".join(absent)}. mIoU leaves them out, or counts 0 where they are predicted',
+                logger='current', level=logging.WARNING)
         return super().compute_metrics([_class_areas(confusion)])
 
 

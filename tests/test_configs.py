@@ -2,7 +2,10 @@
 import copy
 import functools
 import json
+import runpy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmseg_bisenetv2.engine.amp import start_momentum
 
+import mmseg
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 
@@ -95,6 +99,80 @@ def test_header_says_how_to_launch_and_what_to_expect(name):
     assert f'{iterations:,} iterations' in header
     assert [s.end for s in config.param_scheduler[1:]] == [iterations + 1]
     assert config.auto_scale_lr.base_batch_size == config.train_dataloader.batch_size
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_preprocessor_is_a_variable_of_its_own(name):
+    """Where tools of MMSegmentation look for mean and standard deviation."""
+    config = load(name)
+    assert config.data_preprocessor == config.model.data_preprocessor
+    assert {'mean', 'std', 'size'} <= config.data_preprocessor.keys()
+
+
+class GradCAM:
+    """Stands in for that of the package grad-cam: Grad-CAM of one layer."""
+
+    maps: list = []
+
+    def __init__(self, model, target_layers, use_cuda):
+        self.model, self.use_cuda = model, use_cuda
+        self.handle = target_layers[0].register_forward_hook(self.keep)
+
+    def keep(self, layer, inputs, output):
+        self.activation = output
+        output.register_hook(lambda gradient: setattr(self, 'gradient', gradient))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.handle.remove()
+
+    def __call__(self, input_tensor, targets):
+        outputs = self.model(input_tensor)
+        sum(target(output) for target, output in zip(targets, outputs, strict=True)).backward()
+        weighted = self.gradient.mean((2, 3), keepdim=True) * self.activation
+        self.maps.append(weighted.sum(1).relu().detach())
+        return self.maps[-1].numpy()
+
+
+@pytest.mark.parametrize('layer', ['backbone.bga', 'backbone.detail.detail_branch[1][0]'])
+def test_visualization_cam(layer, tmp_path, monkeypatch):
+    """MMSegmentation's tool, which takes mean and standard deviation from the config."""
+    inputs = []
+
+    def preprocess_image(picture, mean, std):
+        normalised = (picture - np.float32(mean)) / np.float32(std)
+        inputs.append(torch.from_numpy(normalised).permute(2, 0, 1)[None].requires_grad_())
+        return inputs[-1]
+
+    stand_in = {'pytorch_grad_cam': SimpleNamespace(GradCAM=GradCAM),
+                'pytorch_grad_cam.utils.image': SimpleNamespace(
+                    preprocess_image=preprocess_image,
+                    show_cam_on_image=lambda picture, cam, use_rgb: np.uint8(255 * picture))}
+    for name, module in stand_in.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    config = load('bisenetv2_fcn_cityscapes.py')
+    config.test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+    config.dump(tmp_path / 'config.py')
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'a.pth')
+    cv2.imwrite(str(tmp_path / 'a.png'), np.random.default_rng(0).integers(
+        0, 256, (64, 96, 3), np.uint8))
+    expected = model.data_preprocessor(dict(inputs=[torch.from_numpy(
+        cv2.imread(str(tmp_path / 'a.png')).transpose(2, 0, 1).copy())]))['inputs']
+    with torch.no_grad():
+        category = model.eval()(expected).argmax(1).flatten().mode().values
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [
+        '', 'a.png', 'config.py', 'a.pth', '--target-layers', layer, '--device', 'cpu',
+        '--category-index', str(int(category))])
+    runpy.run_path(f'{mmseg.__path__[0]}/.mim/tools/analysis_tools/visualization_cam.py',
+                   run_name='__main__')
+    assert cv2.imread('prediction.png').shape == cv2.imread('vis_cam.png').shape == (64, 96, 3)
+    assert torch.allclose(inputs[0], expected, atol=1e-5)
+    assert GradCAM.maps[-1].max() > 0
 
 
 def test_reference_recipe():

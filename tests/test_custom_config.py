@@ -27,6 +27,7 @@ def test_schedule_follows_the_number_of_iterations(tmp_path, max_iters, interval
     config = change(tmp_path, max_iters=max_iters)
     assert config.train_cfg.max_iters == max_iters
     assert config.train_cfg.val_interval == config.default_hooks.checkpoint.interval == interval
+    assert config.default_hooks.logger.interval == min(50, interval)
     assert [s.end for s in config.param_scheduler] == [min(1000, interval) + 1, max_iters + 1]
 
 

@@ -9,6 +9,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 
 import mmseg_bisenetv2  # noqa: F401
+from mmseg_bisenetv2 import metrics
 from mmseg_bisenetv2.datasets import BaseSegDataset
 from mmseg_bisenetv2.metrics import IoUMetric, format_class_table, mean_iou
 from mmseg_bisenetv2.visualization import draw_confusion
@@ -56,6 +57,19 @@ def test_scores_and_table_are_those_of_mmsegmentation(options, dtype):
     theirs, their_table = evaluate(MMSegIoUMetric, samples(dtype=dtype), **options)
     assert text(ours) == text(theirs)
     assert our_table == their_table and 'bicycle' in our_table[1]
+
+
+@pytest.mark.parametrize('options, said', [({}, True), (dict(nan_to_num=-1), False)])
+def test_classes_that_never_occur_are_said(options, said, monkeypatch):
+    lines = []
+    monkeypatch.setattr(metrics, 'print_log', lambda line, **_: lines.append(line))
+    evaluate(IoUMetric, samples(), **options)
+    assert lines == ['No pixel is labelled as 1 of 5 classes: never seen. mIoU leaves them out, or '
+                     'counts 0 where they are predicted'] * said
+    data = list(samples())
+    data[0]['gt_sem_seg']['data'][0, 0] = 4
+    evaluate(IoUMetric, data, **options)
+    assert len(lines) == said
 
 
 def test_labels_that_are_no_class():

@@ -6,7 +6,7 @@ import os.path as osp
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,12 +44,13 @@ DISTRIBUTIONS = ('mmseg_bisenetv2', 'torch', 'numpy', 'mmengine', 'mmsegmentatio
                  *SAME_MODULE[0], *SAME_MODULE[1])
 
 
-def load_pair(dataset: BaseSegDataset, info: dict) -> dict:
+def load_pair(dataset: BaseSegDataset, info: dict, with_picture: bool = True) -> dict:
     """Applies only the loaders of the pipeline, and nothing random, to what ``info`` names."""
+    loaders = (LoadImageFromFile, LoadAnnotations) if with_picture else LoadAnnotations
     results = info
     try:
         for transform in dataset.pipeline.transforms:
-            if isinstance(transform, (LoadImageFromFile, LoadAnnotations)):
+            if isinstance(transform, loaders):
                 results = transform(results)
     except Exception as error:
         error.add_note(f'Image {info["img_path"]}, label map {info.get("seg_map_path")}')
@@ -107,6 +108,13 @@ def is_binary_mask(ids: set[int], *datasets: BaseSegDataset) -> bool:
     return 255 in ids and ids <= {0, 255} and all(
         dataset.ignore_index == 255 and len(dataset.metainfo.get('classes') or ()) > 1
         and not dataset.reduce_zero_label and not dataset.label_map for dataset in datasets)
+
+
+def describe_absent(classes: Sequence[str], ids: Container[int]) -> str:
+    """Says which classes are not among the ids that label maps hold; empty if all are."""
+    absent = [name for i, name in enumerate(classes) if i not in ids]
+    return (f'no pixel of {len(absent)} of {len(classes)} classes: {", ".join(absent)}'
+            if absent else '')
 
 
 def describe_left_out(dataset: BaseSegDataset, infos: Sequence[dict]) -> str:
@@ -247,20 +255,21 @@ def inspect_config(config: Config, names: Iterable[str], num_threads: int) -> di
             split.errors.append(f'{len(split.classes)} classes, but a head has num_classes='
                                 f'{min(numbers)}')
     _compare(splits)
+    if 'train' in splits and splits['train'].pairs:
+        _check_sizes(splits['train'], splits.get('val') or splits.get('test'))
     return splits
 
 
 def _compare(splits: Mapping[str, Split]) -> None:
     """Adds warnings of classes that never occur and of pictures that occur twice."""
     for name, split in splits.items():
-        absent = [c for i, c in enumerate(split.classes) if not split.pixels[i]]
+        absent = describe_absent(split.classes, split.examples)
         if is_binary_mask(set(split.examples), *(dataset for dataset, _ in split.pairs)):
             split.warnings.append(ONLY_0_AND_255)
         if absent and split.pairs:
-            split.warnings.append(
-                f'no pixel of {len(absent)} of {len(split.classes)} classes: {", ".join(absent)}. '
-                + ('The network cannot learn them' if name == 'train' else 'mIoU, which save_best '
-                   'follows, leaves them out, or counts 0 as soon as they are predicted'))
+            split.warnings.append(f'{absent}. ' + (
+                'The network cannot learn them' if name == 'train' else 'mIoU, which save_best '
+                'follows, leaves them out, or counts 0 as soon as they are predicted'))
     for (name, split), (other, others) in itertools.combinations_with_replacement(
             splits.items(), 2):
         copies = [(path, paths[0]) for digest, paths in split.files.items()
@@ -270,6 +279,67 @@ def _compare(splits: Mapping[str, Split]) -> None:
                 f'{len(copies)} of {len(others.pairs)} pictures are copies of one in {name}, such '
                 f'as {copies[0][0]} of {copies[0][1]}'
                 + ('' if name == other else '. The score counts what was trained on'))
+
+
+@dataclass
+class _Resizing:
+    """How a pipeline resizes pictures, if it keeps their shape."""
+
+    scale: tuple[int, int] | None = None  # Into which they are fitted; None leaves them.
+    ratios: tuple[float, float] = (1, 1)  # Times which.
+    crop_size: tuple[int, int] | None = None  # (height, width)
+
+    @classmethod
+    def of(cls, dataset: BaseSegDataset) -> '_Resizing | None':
+        """Reads a pipeline; None if a size follows from something else than these three."""
+        found = cls()
+        for transform in dataset.pipeline.transforms:
+            crop_size = getattr(transform, 'crop_size', None)
+            if isinstance(crop_size, (list, tuple)) and len(crop_size) == 2:
+                found.crop_size = crop_size[0], crop_size[1]
+            scale = getattr(transform, 'scale', None)
+            if scale is None:
+                continue
+            keeps_shape = getattr(getattr(transform, 'resize', transform), 'keep_ratio', True)
+            if found.scale or not keeps_shape or not all(isinstance(x, int) for x in scale):
+                return None
+            found.scale = max(scale), min(scale)
+            found.ratios = getattr(transform, 'ratio_range', None) or found.ratios
+        return found
+
+    def factor(self, size: str) -> float:
+        """By how much a picture of WIDTHxHEIGHT is enlarged, at a ratio of 1."""
+        width, height = map(int, size.split('x'))
+        return 1 if self.scale is None else min(
+            self.scale[0] / max(width, height), self.scale[1] / min(width, height))
+
+
+def _check_sizes(train: Split, tested: Split | None) -> None:
+    """Adds warnings of crops that pictures do not fill, and of sizes that training never shows."""
+    training = _Resizing.of(train.pairs[0][0])
+    if training is None:
+        return
+    number, example = 0, ''
+    for size, count in train.sizes.most_common():
+        width, height = (round(int(side) * training.factor(size)) for side in size.split('x'))
+        if training.crop_size and (height < training.crop_size[0] or width < training.crop_size[1]):
+            number += count
+            example = example or f'those of {size} are {width}x{height} when they are cropped'
+    if number > len(train.pairs) / 2:
+        train.warnings.append(
+            f'crop_size={training.crop_size}, (height, width), is larger than {number} of '
+            f'{len(train.pairs)} pictures, before they are scaled at random: {example}. The rest '
+            'of a crop is padding')
+    if tested is None or not tested.pairs or (testing := _Resizing.of(tested.pairs[0][0])) is None:
+        return
+    size, size_tested = (split.sizes.most_common(1)[0][0] for split in (train, tested))
+    low, high = (ratio * training.factor(size) for ratio in training.ratios)
+    factor = testing.factor(size_tested)
+    if not low / 1.01 <= factor <= high * 1.01:
+        train.warnings.append(
+            f'scale={training.scale} does not fit: training shows pictures of {size} at {low:.2f} '
+            f'to {high:.2f} times their size, and they are tested at {factor:.2f} times. '
+            f'Expected scale=({size.replace("x", ", ")}), or the same Resize when testing')
 
 
 def print_splits(splits: Mapping[str, Split]) -> None:

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmseg_bisenetv2.datasets.cache import find_cached
 from mmseg_bisenetv2.datasets.inspection import (
     ONLY_0_AND_255,
+    describe_absent,
     describe_left_out,
     explain_missing_maps,
     find_missing_maps,
@@ -30,7 +31,9 @@ from mmseg.datasets import COCOStuffDataset as MMSegCOCOStuffDataset
 
 # For each file of an image, the key under which the loaders look for its decoded copy.
 CACHE_KEYS = dict(img_path='img_cache', seg_map_path='seg_map_cache')
-NUM_PAIRS_LOADED = 8  # When a run starts: half a second for pictures of 1024x2048.
+# When a run starts: half a second for pictures of 1024x2048, and two for 200 maps of 720x1280.
+NUM_PAIRS_LOADED = 8
+MAX_MAPS_LOADED = 200
 
 
 class ValidatedDataset(MMSegBaseSegDataset):
@@ -114,7 +117,7 @@ class ValidatedDataset(MMSegBaseSegDataset):
         return cached
 
     def _check_files(self, infos: list[dict]) -> None:
-        """Looks for the label map of each image, and loads a few pairs."""
+        """Looks for all label maps, and loads a few pairs; all maps if they are not many."""
         name = type(self).__name__
         if missing := find_missing_maps(self, infos):
             text = explain_missing_maps(self, missing, len(infos))
@@ -122,15 +125,25 @@ class ValidatedDataset(MMSegBaseSegDataset):
         if left_out := describe_left_out(self, infos):
             print_log(f'{name}: {left_out}', logger='current', level=logging.WARNING)
         seen: set[int] = set()
-        indices = range(0, len(infos), max(1, len(infos) // NUM_PAIRS_LOADED))[:NUM_PAIRS_LOADED]
-        for pair in (load_pair(self, self.get_data_info(i)) for i in indices):
-            if 'gt_seg_map' in pair and 'img' in pair:
-                self._check_labels(pair['gt_seg_map'], [pair['img'].shape[:2]],
-                                   pair['seg_map_path'])
-                seen.update(np.unique(pair['gt_seg_map']).tolist())
+        pairs = range(0, len(infos), max(1, len(infos) // NUM_PAIRS_LOADED))[:NUM_PAIRS_LOADED]
+        looked_at = range(len(infos)) if len(infos) <= MAX_MAPS_LOADED else pairs
+        for i in looked_at:
+            pair = load_pair(self, self.get_data_info(i), with_picture=i in pairs)
+            labels = pair.get('gt_seg_map')
+            if labels is not None:
+                size = pair['img'].shape[:2] if 'img' in pair else labels.shape[-2:]
+                self._check_labels(labels, [size], pair['seg_map_path'])
+                seen.update(np.unique(labels).tolist())
+        said = ''
         if is_binary_mask(seen, self):
-            print_log(f'{name}: {ONLY_0_AND_255} ({len(indices)} looked at, the first is '
-                      f'{infos[0]["seg_map_path"]})', logger='current', level=logging.WARNING)
+            said = f'{ONLY_0_AND_255} ({len(looked_at)} looked at)'
+        elif seen and len(looked_at) == len(infos) and (absent := describe_absent(
+                self.metainfo.get('classes') or (), seen)):
+            said = (f'{absent}. From these {len(infos)} label maps a network cannot learn them; '
+                    'mIoU leaves them out, or counts 0 as soon as they are predicted')
+        if said:
+            print_log(f'{name}: {said}. The first is {infos[0]["seg_map_path"]}',
+                      logger='current', level=logging.WARNING)
 
     def get_data_info(self, idx: int) -> dict:
         """Returns what is known of image ``idx``: its paths, and those of its decoded copies."""

@@ -289,6 +289,8 @@ def _from_exported_file(path: Path, checkpoint: str | os.PathLike | None,
     if len(found) != 4 or found[1] != len(metadata.classes):
         raise ValueError(f'{path} says that it has {len(metadata.classes)} classes, but its logits '
                          f'are {found}, expected (1, {len(metadata.classes)}, height, width)')
+    if isinstance(runtime, OpenVINORuntime) and not metadata.size:
+        runtime.forget()
     return runtime, metadata, precision
 
 

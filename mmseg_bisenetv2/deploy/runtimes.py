@@ -177,7 +177,11 @@ def openvino_config(precision: str, threads: int | None = None) -> dict[str, Any
 
 
 class OpenVINORuntime:
-    """An OpenVINO model, compiled for each size of frame.
+    """An OpenVINO model, compiled for the sizes of frames that come again.
+
+    A compilation takes seconds. The first size has one of its own. Every other size runs on a
+    model for any size at first, which is slower by a tenth to a half, and is compiled when it
+    comes again, up to ``MAX_SIZES``: a folder of pictures of many sizes needs two compilations.
 
     Args:
         model: From 'frames' to a tensor named 'logits'; other outputs are cut.
@@ -185,7 +189,8 @@ class OpenVINORuntime:
         threads: How many; all cores by default.
     """
 
-    MAX_SIZES = 5  # Further sizes share one model for any size, which is slower at first.
+    MAX_SIZES = 5  # That have a compilation of their own.
+    ANY_SIZE = (-1, -1, -1, 3)
 
     def __init__(self, model: Any, precision: str, threads: int | None = None) -> None:
         self.model = only_logits(model)
@@ -194,24 +199,41 @@ class OpenVINORuntime:
             # OpenVINO (2026.4) ends the process when it makes a snippet of one of a fixed size.
             self.config['SNIPPETS_MODE'] = 'DISABLE'
         self.compiled: dict[tuple[int, ...], Any] = {}
+        self.seen: set[tuple[int, ...]] = set()
         self.requests = threading.local()
         self.lock = threading.Lock()
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """See the module."""
         shape: tuple[int, ...] = frames.shape
-        with self.lock:
-            if shape not in self.compiled and len(self.compiled) >= self.MAX_SIZES:
-                shape = (-1, -1, -1, 3)
-            if shape not in self.compiled:
-                model = self.model.clone()
-                model.reshape(list(shape))
-                self.compiled[shape] = openvino_core().compile_model(model, 'CPU', self.config)
+        if shape not in self.compiled:  # Else it need not wait for another size's compilation.
+            shape = self._compile_for(shape)
         own: dict[Any, Any] = self.requests.__dict__  # A request serves one thread at a time.
         if shape not in own:
             own[shape] = self.compiled[shape].create_infer_request()
         result = own[shape].infer([frames], share_inputs=True)
         return torch.from_numpy(result[0])
+
+    def forget(self) -> None:
+        """Drops what was compiled for a trial, so that the next size is the first."""
+        self.compiled.clear()
+        self.seen.clear()
+        self.requests = threading.local()
+
+    def _compile_for(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Sees to a compiled model for frames of a shape, and returns the shape it is for."""
+        with self.lock:
+            sizes = self.compiled.keys() - {self.ANY_SIZE}
+            comes_again = shape in self.seen
+            self.seen.add(shape)
+            if shape not in sizes and sizes and (
+                    not comes_again or len(sizes) >= self.MAX_SIZES):
+                shape = self.ANY_SIZE
+            if shape not in self.compiled:
+                model = self.model.clone()
+                model.reshape(list(shape))
+                self.compiled[shape] = openvino_core().compile_model(model, 'CPU', self.config)
+        return shape
 
 
 def only_logits(model: Any) -> Any:

@@ -180,8 +180,22 @@ class CEBlock(nn.Module):
         self.conv_last = conv3x3(channels, channels, **cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> the same shape."""
-        return self.conv_last(x + self.conv_gap(self.gap(x)))
+        """(N, C, h, w) -> the same shape.
+
+        Raises:
+            ValueError: If a batch of one picture is to be normalised by its own statistics.
+        """
+        try:
+            pooled = self.conv_gap(self.gap(x))  # (N, C, 1, 1)
+        except ValueError as error:
+            if x.size(0) != 1:
+                raise
+            raise ValueError(
+                'A training batch of one picture: the context embedding normalises one value per '
+                'channel and picture, of which BatchNorm needs at least two. Expected '
+                'train_dataloader.batch_size=2 or more on each device; where an epoch leaves one '
+                'picture for its last batch, train_dataloader.drop_last=True') from error
+        return self.conv_last(x + pooled)
 
 
 class SemanticBranch(nn.Module):

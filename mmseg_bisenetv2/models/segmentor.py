@@ -13,13 +13,15 @@ from mmseg_bisenetv2.models.fcn_head import FCNHead
 from mmseg_bisenetv2.models.upsample_argmax import AxisTransform, upsample_argmax
 from mmseg_bisenetv2.registry import MODELS
 
+from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
 from mmseg.structures import SegDataSample
 
-# The methods between MMSegmentation's predict() and its result that EncoderDecoder.predict does
-# not call. They are looked up when this module is imported: whoever puts another in their place,
-# on a subclass, an object or MMSegmentation's own class, gets MMSegmentation's way.
+# MMSegmentation's predict() and the methods between it and its result that EncoderDecoder.predict
+# does not call. They are looked up when this module is imported: whoever puts another in their
+# place, on a subclass, an object or MMSegmentation's own class, gets MMSegmentation's way.
+PREDICT = MMSegEncoderDecoder.predict
 SEGMENTOR_METHODS = (
     MMSegEncoderDecoder.inference, MMSegEncoderDecoder.whole_inference,
     MMSegEncoderDecoder.encode_decode, MMSegEncoderDecoder.postprocess_result)
@@ -67,6 +69,21 @@ class EncoderDecoder(MMSegEncoderDecoder):
             return [self.decode_head]
         several = isinstance(self.auxiliary_head, nn.ModuleList)
         return [self.decode_head, *(self.auxiliary_head if several else [self.auxiliary_head])]
+
+    def extract_feat(self, inputs: Tensor) -> Any:
+        """The feature maps of backbone and neck.
+
+        FCN heads follow the memory layout of their input. Others may ask for one with
+        ``Tensor.view``, such as MMSegmentation's DMHead: they get contiguous maps, as from
+        MMSegmentation, whatever the layout of ``inputs``.
+
+        Args:
+            inputs: Normalised images, (N, 3, H, W).
+        """
+        features = super().extract_feat(inputs)
+        if all(isinstance(head, MMSegFCNHead) for head in self._heads()):
+            return features
+        return [feature.contiguous() for feature in features]
 
     def init_weights(self) -> None:
         """Draws the initial weights, as MMEngine's runner asks for before a training."""
@@ -125,6 +142,7 @@ class EncoderDecoder(MMSegEncoderDecoder):
 
     def _labels_are_argmax_of_resized_logits(self) -> bool:
         return (self.test_cfg.get('mode', 'whole') == 'whole' and self.out_channels > 1
+                and _are_methods_of(super(), (PREDICT, ))
                 and _are_methods_of(self, SEGMENTOR_METHODS)
                 and _are_methods_of(self.decode_head, HEAD_METHODS))
 

@@ -59,6 +59,7 @@ def config(root, custom_config):
         dataset = config[f'{split}_dataloader'].dataset
         # Serialising collects garbage, which takes half a second with everything imported.
         dataset.update(data_root=str(root), serialize_data=False)
+    config.train_dataloader.dataset.pipeline[2].update(scale=SIZE[::-1], crop_size=SIZE)
     return config
 
 
@@ -304,6 +305,45 @@ def test_warning_where_a_result_would_mislead(root, config, change, expected):
                       for text in split.warnings)
     for text in expected:
         assert text.format(root=root) in found
+
+
+@pytest.mark.parametrize('scale, crop_size, test_scale, expected', [
+    ((64, 48), (40, 64), None, []),  # Pictures of 32x24, twice as large, times 0.5 to 2.
+    ((32, 24), (25, 32), None, [
+        'crop_size=(25, 32), (height, width), is larger than 4 of 4 pictures, before they are '
+        'scaled at random: those of 32x24 are 32x24 when they are cropped']),
+    ((64, 64), (32, 65), None, ['those of 32x24 are 64x48 when they are cropped']),
+    ((160, 120), (24, 32), None, [
+        'scale=(160, 120) does not fit: training shows pictures of 32x24 at 2.50 to 10.00 times '
+        'their size, and they are tested at 1.00 times. Expected scale=(32, 24), or the same']),
+    ((160, 120), (24, 32), (160, 120), []), ((32, 24), (24, 32), (160, 120), ['tested at 5.00'])])
+@pytest.mark.parametrize('ours', [True, False])
+def test_scale_and_crops_that_do_not_fit_the_pictures(
+        config, ours, scale, crop_size, test_scale, expected):
+    pipeline = config.train_dataloader.dataset.pipeline
+    if ours:
+        pipeline[2].update(scale=scale, crop_size=crop_size)
+    else:
+        config.train_dataloader.dataset.update(type='BaseSegDataset', pipeline=[
+            *MMSEG_PIPELINE[:2],
+            dict(type='RandomResize', scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+            dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75), MMSEG_PIPELINE[2]])
+    if test_scale:
+        config.val_dataloader.dataset.pipeline.insert(
+            1, dict(type='Resize', scale=test_scale, keep_ratio=True))
+    splits = inspection.inspect_config(config, ['train', 'val'], 2)
+    assert len(splits['train'].warnings) == len(expected) and not splits['val'].warnings
+    for text, found in zip(expected, splits['train'].warnings, strict=True):
+        assert text in found
+
+
+def test_sizes_that_follow_from_something_else(config):
+    pipeline = config.train_dataloader.dataset.pipeline
+    pipeline[2] = dict(type='RandomResize', scale=(999, 999), ratio_range=(1, 2))  # no ratio kept
+    splits = inspection.inspect_config(config, ['train', 'val'], 2)
+    assert not splits['train'].warnings
+    splits = inspection.inspect_config(config, ['train'], 2)
+    assert not splits['train'].warnings
 
 
 def test_data_sets_in_wrappers_and_those_of_mmsegmentation(config):

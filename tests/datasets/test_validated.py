@@ -240,7 +240,7 @@ def test_storage_that_maps_paths(tmp_path, root):
         build(root, pipeline=pipeline, backend_args=backend, img_suffix='.bmp')
 
 
-BINARY = r'label maps hold only 0 and 255.*write 1 in its place: .*\(2 looked at, .*a\.png'
+BINARY = r'label maps hold only 0 and 255.*write 1 in its place: .*\(2 looked at\)\. .*a\.png'
 
 
 @pytest.mark.parametrize('labels', [[0, 255], [255, 255]])
@@ -262,4 +262,20 @@ def test_other_label_maps_are_not_taken_for_masks(tmp_path, warnings_logged, lab
     if labels == [0, 0]:
         write(tmp_path, np.array([labels] * 2, np.uint8), name='a')
     build(tmp_path, **kwargs)
-    assert not warnings_logged
+    assert not any('only 0 and 255' in line for line in warnings_logged)
+
+
+@pytest.mark.parametrize('number, said', [(20, 'no pixel of 2 of 4 classes: car, sky. From these '
+                                                'label maps a network'), (21, None)])
+def test_classes_that_never_occur_are_said_when_the_run_starts(
+        tmp_path, warnings_logged, monkeypatch, number, said):
+    monkeypatch.setattr(validated, 'MAX_MAPS_LOADED', 20)  # Of larger data sets a part is read.
+    for i in range(number):  # That of one class is in none of the pairs that are loaded.
+        write(tmp_path, np.full((4, 6), 2 * (i == 7), np.uint8), name=f'{i:02}')
+    build(tmp_path, metainfo=dict(classes=('road', 'car', 'kerb', 'sky')))
+    if said is None:
+        assert not warnings_logged
+    else:
+        assert len(warnings_logged) == 1 and said in warnings_logged[0].replace('20 label', 'label')
+    build(tmp_path, metainfo=dict(classes=('road', )), pipeline=OURS[:1])  # Nothing was read.
+    assert len(warnings_logged) == (said is not None)

@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -132,6 +133,64 @@ def test_threads_do_not_disturb_each_other(predictors, key):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The shapes that OpenVINO compiles for from now on, and an event that it waits for."""
+    core, shapes, may_end = runtimes.openvino_core(), [], threading.Event()
+    may_end.set()
+
+    def compile_model(model, *args):
+        shapes.append(tuple(side.get_length() if side.is_static else -1
+                            for side in model.input().partial_shape))
+        assert may_end.wait(60)
+        return core.compile_model(model, *args)
+
+    monkeypatch.setattr(runtimes, 'openvino_core',
+                        lambda: SimpleNamespace(compile_model=compile_model))
+    return shapes, may_end
+
+
+def test_threads_and_many_sizes_share_two_compilations(files, compilations):
+    one, expected = (Predictor(*files, backend=backend, precision='fp32', device='cpu', threads=1)
+                     for backend in ('openvino', 'torch'))
+    pictures = [image(48, width) for width in range(40, 104, 8)]
+    with ThreadPoolExecutor(4) as pool:
+        for labels, picture in zip(pool.map(one, pictures), pictures, strict=True):
+            assert (labels == expected(picture)).mean() >= 0.999
+    shapes, _ = compilations
+    assert len(shapes) == 2 and set(shapes) > {(-1, -1, -1, 3)}
+    for picture in pictures:  # Sizes that come again have their own, up to five.
+        assert (one(picture) == expected(picture)).mean() >= 0.999
+    assert len(shapes) == 6 and len(set(shapes)) == 6
+
+
+def test_trial_run_of_a_file_is_not_its_first_size(tmp_path, compilations):
+    metadata = ExportMetadata(tuple('abcd'), ((0, 0, 0), ) * 4)
+    network = predictor.FrameNetwork(build())
+    predictor.converters.save_model(
+        predictor.converters.openvino_model(network, metadata), tmp_path / 'a.xml', metadata)
+    one = Predictor(tmp_path / 'a.xml', device='cpu', threads=1)
+    one(image(64, 96))
+    assert compilations[0] == [(1, *predictor.PROBE_SIZE, 3), (1, 64, 96, 3)]
+
+
+def test_no_size_waits_for_the_compilation_of_another(files, compilations):
+    one = Predictor(*files, backend='openvino', device='cpu', threads=1)
+    one(image(64, 96))
+    shapes, may_end = compilations
+    may_end.clear()
+    other = threading.Thread(target=one, args=(image(48, 64), ))
+    other.start()
+    try:
+        while len(shapes) < 2:
+            time.sleep(0.01)
+        assert one(image(64, 96)).shape == (64, 96)
+        assert other.is_alive()
+    finally:
+        may_end.set()
+        other.join()
 
 
 def test_network_seconds(predictors):

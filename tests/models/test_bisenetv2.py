@@ -1,6 +1,8 @@
 """The backbone: against MMSegmentation's, and each of its options."""
 import pytest
 import torch
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
+from small import WIDTHS as NARROW
 from torch import nn
 
 import mmseg_bisenetv2  # noqa: F401
@@ -148,3 +150,41 @@ def test_gradient_reaches_every_parameter():
     net = build()
     sum(out.square().mean() for out in net(torch.randn(2, 3, 64, 64))).backward()
     assert not [name for name, p in net.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize('with_cp', [None, 'activations', 'stages'])
+@pytest.mark.parametrize('training', [True, False])
+def test_efficient_conv_bn_eval(with_cp, training):
+    """MMEngine's, which rewrites the graph that torch.fx makes of a module."""
+    def network():
+        torch.manual_seed(0)
+        return build(with_cp=with_cp, **NARROW).train(training)
+
+    rewritten, expected = network(), network()
+    turn_on_efficient_conv_bn_eval(torch.nn.ModuleDict(dict(backbone=rewritten)), 'backbone')
+    assert 'efficient_conv_bn_eval' in rewritten.forward.__self__.code
+    for model in (rewritten, expected):  # As for fine-tuning, where it takes effect.
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+    x = torch.randn(1, 3, 72, 104)
+    results = []
+    for model in (rewritten, expected):
+        outputs = model(x)
+        sum(output.square().mean() for output in outputs).backward()
+        results.append([*outputs, *(p.grad for p in model.parameters())])
+    for found, wanted in zip(*results, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_training_batch_of_one_picture():
+    network = build(**NARROW).train()
+    with pytest.raises(ValueError, match=r'batch of one picture.*batch_size=2.*drop_last=True'):
+        network(torch.randn(1, 3, 64, 96))
+    for norm in (dict(type='BN'), dict(type='GN', num_groups=2)):
+        network = build(norm_cfg=norm, **NARROW).train()
+        if norm['type'] == 'BN':
+            network.semantic.stage4_CEBlock.eval()
+        assert len(network(torch.randn(1, 3, 64, 96))) == 5
+    whole = torch.compile(build(**NARROW).train(), backend='eager', fullgraph=True)
+    assert len(whole(torch.randn(2, 3, 64, 96))) == 5

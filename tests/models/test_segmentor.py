@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.structures import PixelData
-from small import batch, build, image
+from small import NORM, PREPROCESSOR, WIDTHS, batch, build, image
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.models.folding import fold_batch_norm
@@ -17,6 +17,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 
 
 def predict(model, **kwargs):
@@ -257,11 +258,37 @@ def test_what_is_overridden_is_called(part, name, how, expected_prediction):
     (MMSegEncoderDecoder, 'inference'), (BaseSegmentor, 'postprocess_result'),
     (BaseDecodeHead, 'predict'), (BaseDecodeHead, 'predict_by_feat')])
 def test_mmsegmentations_own_methods_may_be_rewritten(kind, name, monkeypatch):
-    """As by mmdeploy."""
     original, calls = getattr(kind, name), []
     monkeypatch.setattr(kind, name, lambda *args: calls.append(name) or original(*args))
     predict(build())
     assert calls
+
+
+def predict_labels(self, inputs, data_samples):
+    """A segmentor's ``predict`` that returns a tensor, like the one that mmdeploy exports."""
+    metas = [sample.metainfo for sample in data_samples]
+    logits = self.decode_head.predict(self.extract_feat(inputs), metas, self.test_cfg)
+    return logits.argmax(1, keepdim=True)
+
+
+@pytest.mark.parametrize('how', ['rewritten', 'mixin'])
+def test_another_predict_behind_ours_is_called(how, monkeypatch):
+    """mmdeploy rewrites that of MMSegmentation's class, and knows no other."""
+    inputs = batch()['inputs']
+    inputs = torch.stack(inputs).float() / 60 - 2
+    samples = [SegDataSample(metainfo=dict(img_shape=inputs.shape[2:])) for _ in inputs]
+    model, theirs = build(), build(False)
+    with torch.no_grad():
+        expected = predict_labels(theirs, inputs, samples)
+    if how == 'rewritten':
+        monkeypatch.setattr(MMSegEncoderDecoder, 'predict', predict_labels)
+    else:
+        mixin = type('Mixin', (MMSegEncoderDecoder, ), dict(predict=predict_labels))
+        model.__class__ = type('Other', (type(model), mixin), {})
+    with torch.no_grad():
+        found = model(inputs, samples, mode='predict')
+    assert found.shape == (2, 1, 64, 96) and len(expected.unique()) > 1
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize('part', ['backbone', 'backbone.bga', 'decode_head.conv_seg'])
@@ -311,6 +338,34 @@ def test_uint8_labels_for_other_heads():
         sample.gt_sem_seg = PixelData(data=torch.zeros(1, 64, 96, dtype=torch.uint8))
     losses = model.train().loss(data['inputs'], data['data_samples'])
     assert all(torch.isfinite(value).all() for value in losses.values())
+
+
+@pytest.mark.parametrize('head', [
+    dict(type='DMHead', filter_sizes=(1, 3), fusion=True),  # These two call Tensor.view.
+    dict(type='DMHead', filter_sizes=(2, ), fusion=False), dict(type='PSPHead'),
+    dict(type='DepthwiseSeparableFCNHead')], ids=lambda head: head['type'])
+def test_other_heads_in_channels_last(head):
+    results = []
+    for kind, options in (('', {}), ('mmseg_bisenetv2.', dict(channels_last=True))):
+        torch.manual_seed(0)
+        model = MODELS.build(ConfigDict(
+            type=f'{kind}EncoderDecoder',
+            data_preprocessor=dict(PREPROCESSOR, type=f'{kind}SegDataPreProcessor',
+                                   size=(64, 96), **options),
+            backbone=dict(type='mmseg_bisenetv2.BiSeNetV2', norm_cfg=NORM, **WIDTHS),
+            decode_head=dict(in_channels=16, channels=16, num_classes=4, in_index=0,
+                             dropout_ratio=0, norm_cfg=NORM, align_corners=False, **head),
+            train_cfg=dict(), test_cfg=dict(mode='whole'))).double()
+        data = batch()
+        for sample in data['data_samples']:
+            sample.gt_sem_seg = PixelData(data=torch.ones(1, 64, 96, dtype=torch.long))
+        data = model.data_preprocessor(data, True)
+        loss = model.train()(**data, mode='loss')['decode.loss_ce']
+        loss.backward()
+        results.append((loss.detach(), model.backbone.bga.conv.conv.weight.grad,
+                        predict(model.eval())[0].seg_logits.data))
+    for theirs, ours in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-9 * float(theirs.abs().max()))
 
 
 def test_padding_that_a_head_would_train_on_is_refused():

@@ -10,6 +10,15 @@ loss_decode = dict(type='mmseg_bisenetv2.UpsampleCrossEntropy')
 # Activation checkpointing of the detail branch and the heads: normalisation and activation are
 # computed again in backward. None keeps everything, 'stages' less still; the gradients are equal.
 with_cp = 'activations'
+data_preprocessor = dict(  # a variable, since MMSegmentation's visualization_cam looks for it
+    type='mmseg_bisenetv2.SegDataPreProcessor',
+    channels_last=True,  # the layout in which convolutions are fastest
+    mean=[123.675, 116.28, 103.53],  # RGB, of ImageNet
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    size=(1024, 1024),  # smaller crops are padded to it
+    pad_val=0,
+    seg_pad_val=255)
 head = dict(
     type='mmseg_bisenetv2.FCNHead',
     concat_input=False,
@@ -22,15 +31,7 @@ head = dict(
     with_cp=with_cp)
 model = dict(
     type='mmseg_bisenetv2.EncoderDecoder',
-    data_preprocessor=dict(
-        type='mmseg_bisenetv2.SegDataPreProcessor',
-        channels_last=True,  # the layout in which convolutions are fastest
-        mean=[123.675, 116.28, 103.53],  # RGB, of ImageNet
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        size=(1024, 1024),  # smaller crops are padded to it
-        pad_val=0,
-        seg_pad_val=255),
+    data_preprocessor=data_preprocessor,
     backbone=dict(type='mmseg_bisenetv2.BiSeNetV2', norm_cfg=norm_cfg, with_cp=with_cp),
     decode_head=dict(head, in_index=0, in_channels=128, channels=1024, num_convs=1),
     auxiliary_head=[
