@@ -1,12 +1,16 @@
 """The config that users copy: what they change in it reaches all that depends on it."""
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, init_default_scope
 
 import mmseg_bisenetv2  # noqa: F401
+
+from mmseg.registry import MODELS
 
 CONFIG = Path(__file__).parents[1] / 'configs/bisenetv2_fcn_custom.py'
 
@@ -37,6 +41,23 @@ def test_classes_from_a_file(tmp_path):
     assert {head.num_classes for head in config.model.auxiliary_head} == {3}
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         assert loader.dataset.metainfo.classes == ('road', 'parked car', 'sky')
+
+
+def test_two_classes_are_not_advised_to_share_a_channel():
+    def advice(model):
+        with warnings.catch_warnings(record=True) as caught, torch.device('meta'):
+            warnings.simplefilter('always')
+            built = MODELS.build(model)
+        assert built.out_channels == 2
+        return [warning for warning in caught if 'out_channels = 1' in str(warning.message)]
+
+    config = Config.fromfile(CONFIG)
+    init_default_scope(config.default_scope)
+    assert len(config.model.auxiliary_head) == 4
+    assert not advice(config.model)
+    for head in (config.model.decode_head, *config.model.auxiliary_head):
+        assert head.num_classes == head.pop('out_channels') == 2
+    assert len(advice(config.model)) == 5  # what MMSegmentation says otherwise
 
 
 def start(config):
