@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmseg_bisenetv2  # noqa: F401
 from mmseg_bisenetv2.checkpoints import convert_state_dict
-from mmseg_bisenetv2.deploy import Predictor
 from mmseg_bisenetv2.deploy.export import export_and_verify
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 
@@ -111,23 +110,23 @@ def test_builds_trains_and_predicts(name, downloads, monkeypatch):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_exports(name, tmp_path):
-    """The file is run and compared before it is kept, and Predictor reads it."""
+    """The file is run and compared with PyTorch before it is kept."""
     config = load(name)
     torch.manual_seed(0)
     model = init_model(config, device='cpu')
     frame = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
     with torch.no_grad():  # random weights favour a class; every one shall win somewhere
-        logits = model(model.data_preprocessor(dict(
-            inputs=[torch.from_numpy(frame.transpose(2, 0, 1).copy())]))['inputs'])
+        image = torch.from_numpy(frame.transpose(2, 0, 1).copy())
+        inputs = model.data_preprocessor(dict(inputs=[image]))['inputs']
+        logits = model(inputs)
         deviation = logits.std((0, 2, 3))
         model.decode_head.conv_seg.bias.sub_(logits.mean((0, 2, 3))).div_(deviation)
         model.decode_head.conv_seg.weight.div_(deviation[:, None, None, None])
+        assert len(model(inputs).argmax(1).unique()) > 1
     metadata = dataclasses.replace(ExportMetadata.from_model(model), scale=None)
     figures = export_and_verify(model, metadata, tmp_path / 'net.xml', [frame])
-    assert figures['agreement'] >= 99.9
-    predictor = Predictor(tmp_path / 'net.xml', precision='fp32', device='cpu')
-    assert len(predictor.classes) == config.model.decode_head.num_classes
-    assert len(np.unique(predictor(frame))) > 1
+    assert figures['agreement'] >= 99.9 and (tmp_path / 'net.xml').exists()
+    assert len(metadata.classes) == config.model.decode_head.num_classes
 
 
 @pytest.mark.parametrize('name', NAMES)
