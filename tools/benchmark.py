@@ -2,6 +2,7 @@
 
     python tools/benchmark.py loss                              # 2 crops of 1024x1024
     python tools/benchmark.py loss --batch 2 8 --crop 512 1024 --crop 1024 1024 --json loss.json
+    python tools/benchmark.py draw peers.json peers.png         # as --picture when it was measured
 
 Prints for every setting the medians, their ratio (MMSegmentation's time divided by ours) with its
 quartiles, and the memory. That the results of the two are equal is the tests' to show.
@@ -11,16 +12,16 @@ import itertools
 import json
 import re
 import subprocess
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from prettytable import PrettyTable
+from prettytable import PrettyTable, TableStyle
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg
 
@@ -43,7 +44,8 @@ OPTIONS: dict[str, dict[str, Any]] = dict(
     checkpoint=dict(help='None is random weights, with balanced classes'),
     frame=dict(metavar='PICTURE', help='None draws a street scene'),
     files=dict(nargs='+', metavar='EXPORTED', help='by tools/export.py from the same weights'),
-    picture=dict(metavar='PNG', help='draws the ratios of the first size as bars'),
+    networks=dict(nargs='+', metavar='NAME', help='which ones'),
+    picture=dict(metavar='PNG', help='draws the results of the first size'),
     ohem=dict(action='store_true', help='with OHEM in every head'),
     amp=dict(AMP, help='precision of the step'),
     mmseg_amp=dict(AMP, help="that of MMSegmentation's step; None is that of --amp"),
@@ -63,6 +65,8 @@ COMMANDS: dict[str, tuple[str, dict[str, Any]]] = dict(  # with the defaults of 
                     picture=None)),
     loss=("losses and accuracy of five heads' logits, forward and backward, without a network",
           dict(batch=[2], crop=[(1024, 1024)], classes=[19], ohem=False)),
+    peers=("MMSegmentation's networks for real time beside ours, with their published mIoU",
+           dict(size=[(1024, 2048)], frame=None, networks=None, picture=None)),
     train=('a whole training step, from uint8 images to updated weights',
            dict(CONFIG, batch=[2], crop=[(512, 1024)], amp='none', mmseg_amp=None, with_cp=None)))
 
@@ -76,7 +80,13 @@ def parse_args() -> argparse.Namespace:
         for option, default in {**COMMON, **own}.items():
             kwargs = dict(OPTIONS[option], help=f'{OPTIONS[option]["help"]} (default: {default})')
             command.add_argument(f'--{option.replace("_", "-")}', **kwargs)
+    text = 'prints and draws what inference or peers measured before'
+    command = commands.add_parser('draw', help=text, description=text)
+    command.add_argument('json', metavar='JSON', help='which --json wrote')
+    command.add_argument('picture', metavar='PNG')
     args = parser.parse_args()
+    if args.command == 'draw':
+        return args
     for option, default in {**COMMON, **COMMANDS[args.command][1]}.items():
         value = getattr(args, option) or default  # argparse would append to a default of its own
         setattr(args, option, [tuple(size) for size in value] if option in SIZES else value)
@@ -94,12 +104,13 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def format_table(rows: list[dict[str, Any]]) -> PrettyTable:
-    """A column for each setting, or a line for each if they are more than four."""
+    """A column for each setting, or a line for each if they are more than four; in Markdown."""
     cells = [list(rows[0]), *([format_value(row.get(key)) for key in rows[0]] for row in rows)]
     if len(rows) <= 4:
         cells = [list(line) for line in zip(*cells, strict=True)]
     table = PrettyTable(cells[0], align='r')
-    table.align['setting'] = 'l'
+    table.align[cells[0][0]] = 'l'
+    table.set_style(TableStyle.MARKDOWN)
     table.add_rows(cells[1:])
     return table
 
@@ -110,23 +121,10 @@ def format_value(value: Any) -> str:
     return '' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
-def draw_speeds(rows: list[dict[str, Any]], path: str) -> None:
-    """Draws how many times as fast as MMSegmentation each backend is, for the first size."""
-    size = rows[0]['setting'].partition(', ')[0] + ', '
-    ratios = {row['setting'].removeprefix(size): row['ratio'] for row in rows
-              if row['setting'].startswith(size) and row['network_ms']}
-    figure = Figure(figsize=(8, 0.8 + 0.35 * len(ratios)), layout='constrained')
-    axes = figure.subplots()
-    axes.bar_label(axes.barh(list(ratios), list(ratios.values())), fmt='%.1f', padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.08)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.set_xlabel(f'{size}times the speed of MMSegmentation')
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     args = parse_args()
+    if args.command == 'draw':
+        return show_earlier(args.json, args.picture)
     # MMSegmentation warns of the versions it runs with, past any filter, and logs every result.
     warnings.showwarning = lambda *_, **__: None
     MMLogger.get_current_instance().setLevel('ERROR')
@@ -137,18 +135,35 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     machine = describe_machine(args.device)
     print(', '.join(f'{key} {value}' for key, value in machine.items()))
-    measure = import_module(f'benchmarks.{args.command}').measure
+    module = import_module(f'benchmarks.{args.command}')
     several = [key for key in SETTINGS if key in args]
     rows: list[dict[str, Any]] = []
     for values in itertools.product(*(getattr(args, key) for key in several)):
         setting = dict(zip(several, values, strict=True))
-        rows += measure(argparse.Namespace(**{**vars(args), **setting}))
-    print(format_table(rows))
+        rows += module.measure(argparse.Namespace(**{**vars(args), **setting}))
     if args.json:
         content = dict(options=vars(args), machine=machine, results=rows)
         Path(args.json).write_text(json.dumps(content, indent=2, default=str))
-    if getattr(args, 'picture', None):
-        draw_speeds(rows, args.picture)
+    show(module, rows, getattr(args, 'picture', None))
+
+
+def show(module: Any, rows: list[dict[str, Any]], picture: str | None) -> None:
+    """Prints the results of a command's module, and draws them if it can and a name is given."""
+    print(format_table(module.table(rows) if hasattr(module, 'table') else rows))
+    if picture:
+        module.draw(rows, picture)
+
+
+def show_earlier(path: str, picture: str) -> None:
+    """The same for results that ``--json`` wrote."""
+    content = json.loads(Path(path).read_text())
+    command = content['options']['command']
+    module = import_module(f'benchmarks.{command}')
+    if not hasattr(module, 'draw'):
+        sys.exit(f'{path} holds results of {command}, of which there is no picture: expected '
+                 'those of inference or peers')
+    print(', '.join(f'{key} {value}' for key, value in content['machine'].items()))
+    show(module, content['results'], picture)
 
 
 if __name__ == '__main__':
