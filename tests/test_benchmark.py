@@ -172,7 +172,7 @@ def test_unknown_network(tools):
 
 
 @pytest.mark.parametrize('height, width, number', [
-    (1024, 2048, 3), (1024, 1024, 1), (64, 128, 1), (1025, 1793, 4)])
+    (1024, 2048, 3), (1024, 1024, 1), (64, 128, 1), (1025, 1793, 6)])
 def test_windows_are_those_of_mmsegmentation(tools, height, width, number):
     """Counted as its slide_inference calls the network."""
     from benchmarks.peers import windows
