@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from benchmarks.measure import build_model, peak_mb, time_in_turns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.hub import get_config
@@ -262,13 +263,13 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
                       xytext=(-7 if ours else 7, 0), ha='right' if ours else 'left',
                       textcoords='offset points', fontsize=8, color=colours[name])
     axes.set_xscale('log')
-    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_formatter('{x:.0f}')
-    axes.tick_params(axis='x', which='both', labelsize=8)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.2)
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
     axes.set_xlabel(f'ms a frame of {rows[0]["size"]} (faster is left)')
     axes.set_ylabel('published mIoU on Cityscapes val, %')
-    axes.legend(fontsize=8, loc='lower right')
+    axes.legend(fontsize=8, loc='lower left')
     figure.savefig(path, dpi=120)
