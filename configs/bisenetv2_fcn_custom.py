@@ -50,10 +50,12 @@ default_hooks = dict(
     settings=dict(type='mmseg_bisenetv2.SettingsHook', settings=dict(
         classes=classes, palette=palette, scale=scale, crop_size=crop_size, max_iters=max_iters,
         label_map=label_map, data=data)))
+# Of two classes, too, each has its channel. MMSegmentation would advise out_channels=1 then, with a
+# sigmoid and a threshold. But the loss of these configs is a softmax, which learns nothing from a
+# single channel, and exported networks take the argmax. Stating the number silences the advice.
+channels = dict(num_classes=len(classes), out_channels=len(classes))
 data_preprocessor = dict(size=crop_size)
 model = dict(
     data_preprocessor=data_preprocessor,
-    decode_head=dict(num_classes=len(classes)),
-    auxiliary_head=[
-        dict(head, num_classes=len(classes)) for head in _base_.model.auxiliary_head
-    ])
+    decode_head=channels,
+    auxiliary_head=[dict(head, **channels) for head in _base_.model.auxiliary_head])

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.utils import get_installed_path
 
 import mmseg_bisenetv2  # noqa: F401 - before the tools import mmseg
 
@@ -23,6 +26,8 @@ COMMANDS = dict(
     data='--size 128x64 --crop 64x32',
     eval='--size 128x64 --classes 30',
     inference='--size 128x64 --batch 2 --picture bars.png',
+    peers='--size 128x64 --networks Fast-SCNN SegFormer-B0 MobileNetV3-LRASPP '
+          'BiSeNetV2-head128-ours --picture peers.png',
     accuracy='--config camvid.py --picture points.png')
 # One process runs them all, since each would need seconds to import what it needs. ONNX Runtime,
 # whose conversion takes ten seconds, is made to look as if it were not installed.
@@ -67,7 +72,8 @@ def read(results, command):
     assert f'commit {machine["commit"]}' in printed
     for row in content['results']:
         assert row['setting'] in printed
-        assert row['ratio'] > 0 and len(row['ratio_quartiles']) == 2
+        if command != 'peers':
+            assert row['ratio'] > 0 and len(row['ratio_quartiles']) == 2
     return content['results']
 
 
@@ -128,9 +134,78 @@ def test_accuracy(results):
     assert (results[0] / 'points.png').stat().st_size > 1000
 
 
+def test_peers(results):
+    rows = read(results, 'peers')
+    assert [(row['setting'], row['miou'], row['source']) for row in rows] == [
+        ('SegFormer-B0', 76.54, 'MMSegmentation'), ('BiSeNetV2-head128-ours', 73.73, 'zh320'),
+        ('Fast-SCNN', 70.96, 'MMSegmentation')]
+    assert 'MobileNetV3-LRASPP is left out: ' in results[1]  # it cannot take so small a frame
+    for row in rows:
+        assert row['size'] == '128x64' and row['stock_peak_mb'] is not None
+        for way in ('stock', 'openvino_fp32'):
+            assert row[f'{way}_p99_ms'] == pytest.approx(row[f'{way}_ms'])  # of a single run
+            assert row[f'{way}_ms'] > 0
+        ours = row['setting'].endswith('-ours')
+        assert bool(row['predictor_fp32_ms']) == bool(row['predictor_fp32_p99_ms']) == ours
+    # What training alone uses, the auxiliary heads, does not count.
+    assert rows[1]['params_m'] == pytest.approx(2.31, abs=0.005)
+    assert rows[1]['gmac'] == pytest.approx(16.008 * 64 * 128 / (512 * 1024), rel=0.01)
+    printed = results[1].partition('| network ')[2].splitlines()
+    assert any(line.startswith('| stock, ms ') for line in printed)
+    assert (results[0] / 'peers.png').stat().st_size > 1000
+
+
 @pytest.fixture
 def tools(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'tools')
+
+
+def test_results_are_shown_again(results, tools, monkeypatch, capsys):
+    import benchmark
+    folder, printed = results
+    monkeypatch.chdir(folder)
+    for name in ('inference', 'peers'):
+        monkeypatch.setattr(sys, 'argv', ['benchmark.py', 'draw', f'{name}.json', f'{name}.png'])
+        benchmark.main()
+        assert capsys.readouterr().out.partition('\n')[2] in printed
+        assert (folder / f'{name}.png').stat().st_size > 1000
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', 'draw', 'loss.json', 'loss.png'])
+    with pytest.raises(SystemExit, match='results of loss, of which there is no picture'):
+        benchmark.main()
+
+
+def test_each_network_is_in_the_model_zoo_with_its_figure(tools):
+    from benchmarks.peers import CONFIGS, OURS, PEERS, zoo_miou
+    folder = Path(get_installed_path('mmseg'), '.mim/configs')
+    for path in PEERS.values():
+        assert (folder / f'{path}.py').exists(), path
+        assert 60 < zoo_miou(path) < 85
+    # The same network, whose best weights are MMSegmentation's.
+    assert OURS['BiSeNetV2-ours'][1] == zoo_miou(PEERS['BiSeNetV2'])
+    assert all(f'{miou}' in (CONFIGS / path).read_text() for path, miou, _ in OURS.values())
+
+
+def test_unknown_network(tools):
+    from benchmarks.peers import measure
+    with pytest.raises(SystemExit, match='--networks UNet: expected some of PIDNet-S'):
+        measure(Namespace(networks=['UNet'], size=(64, 128)))
+
+
+@pytest.mark.parametrize('height, width, number', [
+    (1024, 2048, 3), (1024, 1024, 1), (64, 128, 1), (1025, 1793, 6)])
+def test_windows_are_those_of_mmsegmentation(tools, height, width, number):
+    """Counted as its slide_inference calls the network."""
+    from benchmarks.peers import windows
+
+    from mmseg.models import EncoderDecoder
+    seen = []
+    inputs = torch.arange(height * width).reshape(1, 1, height, width)
+    model = SimpleNamespace(
+        test_cfg=ConfigDict(mode='slide', crop_size=(1024, 1024), stride=(768, 768)),
+        out_channels=1, encode_decode=lambda image, _: seen.append(image) or image)
+    EncoderDecoder.slide_inference(model, inputs, [{}])
+    assert len(seen) == number
+    assert torch.equal(windows(model, inputs), torch.cat(seen))
 
 
 def test_no_step_is_always_first_and_each_runs_equally_often(tools):

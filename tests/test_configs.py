@@ -1,5 +1,6 @@
 """Every config builds, trains a step and predicts; the recipe is the reference's."""
 import copy
+import dataclasses
 import functools
 import json
 import runpy
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from golden import DATA
+from golden import DATA, golden_state_dict
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
@@ -19,9 +20,14 @@ from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.structures import PixelData
 from torch.utils.flop_counter import FlopCounterMode
 
+import mmseg_bisenetv2  # noqa: F401
+from mmseg_bisenetv2.checkpoints import convert_state_dict
+from mmseg_bisenetv2.deploy.export import export_and_verify
+from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 from mmseg_bisenetv2.engine.amp import start_momentum
 
 import mmseg
+from mmseg.apis import init_model
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 
@@ -54,15 +60,33 @@ def batch(config, size=(64, 96), num=2):
     return dict(inputs=images, data_samples=samples)
 
 
+@pytest.fixture(scope='session')
+def downloads(tmp_path_factory):
+    """A cache of downloads with CoinCheung's ImageNet backbone, a dictionary for each branch."""
+    parts = {}
+    for key, value in golden_state_dict('coincheung').items():
+        name, rest = key.split('.', 1)
+        if name in ('detail', 'segment', 'bga'):
+            parts.setdefault(name, {})[rest] = value
+    assert len(parts) == 3
+    home = tmp_path_factory.mktemp('torch')
+    (home / 'hub/checkpoints').mkdir(parents=True)
+    torch.save(parts, home / 'hub/checkpoints/backbone_v2.pth')
+    return home
+
+
 def test_all_are_here():
     assert {f'bisenetv2{name}.py' for name in (
         '_fcn_cityscapes', '_fcn_fp16_cityscapes', '_fcn_bf16_cityscapes', '_fcn_ohem_cityscapes',
         '_fcn_cityscapes_512x1024', '-large_fcn_cityscapes', '_fcn_coco-stuff10k', '_fcn_camvid',
-        '_fcn_finetune_camvid', '_fcn_custom', '_fcn_toy-cityscapes')} <= set(NAMES)
+        '_fcn_b32_cityscapes', '_fcn_head128_cityscapes', '_fcn_imagenet_cityscapes',
+        '_fcn_ema_cityscapes', '_fcn_finetune_camvid',
+        '_fcn_custom', '_fcn_toy-cityscapes')} <= set(NAMES)
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_builds_trains_and_predicts(name):
+def test_builds_trains_and_predicts(name, downloads, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(downloads))
     config = load(name)
     config.model.data_preprocessor.size = (64, 96)
     torch.manual_seed(0)
@@ -87,6 +111,27 @@ def test_builds_trains_and_predicts(name):
     assert result.pred_sem_seg.data.shape == (1, 64, 96)
     assert result.pred_sem_seg.data.max() < num_classes
     assert logits.shape == (1, num_classes, 8, 12)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_exports(name, tmp_path):
+    """The file is run and compared with PyTorch before it is kept."""
+    config = load(name)
+    torch.manual_seed(0)
+    model = init_model(config, device='cpu')
+    frame = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    with torch.no_grad():  # random weights favour a class; every one shall win somewhere
+        image = torch.from_numpy(frame.transpose(2, 0, 1).copy())
+        inputs = model.data_preprocessor(dict(inputs=[image]))['inputs']
+        logits = model(inputs)
+        deviation = logits.std((0, 2, 3))
+        model.decode_head.conv_seg.bias.sub_(logits.mean((0, 2, 3))).div_(deviation)
+        model.decode_head.conv_seg.weight.div_(deviation[:, None, None, None])
+        assert len(model(inputs).argmax(1).unique()) > 1
+    metadata = dataclasses.replace(ExportMetadata.from_model(model), scale=None)
+    figures = export_and_verify(model, metadata, tmp_path / 'net.xml', [frame])
+    assert figures['agreement'] >= 99.9 and (tmp_path / 'net.xml').exists()
+    assert len(metadata.classes) == config.model.decode_head.num_classes
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -315,6 +360,31 @@ def test_half_size_inference_is_scored_at_full_size(tmp_path):
         assert result.pred_sem_seg.data.shape == result.gt_sem_seg.data.shape == (1, 40, 80)
 
 
+def test_batch_of_32_is_all_that_differs():
+    config, reference = (load(f'bisenetv2_fcn_{name}cityscapes.py') for name in ('b32_', ''))
+    assert config.train_dataloader.batch_size == 32
+    assert config.train_cfg == reference.train_cfg and -(-2975 // 32) * 1720 == 159960
+    assert config.optim_wrapper == reference.optim_wrapper
+    assert config.param_scheduler == reference.param_scheduler
+
+
+def test_training_begins_from_the_imagenet_backbone(downloads, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(downloads))
+    config = load('bisenetv2_fcn_imagenet_cityscapes.py')
+    model = MODELS.build(config.model)
+    before = model.decode_head.convs[0].conv.weight.clone()
+    model.init_weights()
+    expected = convert_state_dict(golden_state_dict('coincheung'))
+    state = model.state_dict()
+    backbone = [key for key in state if key.startswith('backbone.')]
+    assert len(backbone) > 300 and all(torch.equal(state[key], expected[key]) for key in backbone)
+    assert torch.equal(model.decode_head.convs[0].conv.weight, before)  # the heads are not in it
+    # The network, beside its initial weights, is that of CoinCheung's other weights.
+    other = load('bisenetv2_fcn_coincheung_cityscapes.py').model
+    del config.model.backbone.init_cfg
+    assert config.model == other
+
+
 def test_large_width_reaches_the_heads():
     config = load('bisenetv2-large_fcn_cityscapes.py')
     heads = [config.model.decode_head, *config.model.auxiliary_head]
@@ -327,6 +397,7 @@ def test_large_width_reaches_the_heads():
     ('bisenetv2_fcn_cityscapes.py', (512, 1024), 24.6),
     ('bisenetv2_fcn_cityscapes.py', (1024, 2048), 98.4),
     ('bisenetv2-large_fcn_cityscapes.py', (512, 1024), 105.7),
+    ('bisenetv2_fcn_head128_cityscapes.py', (512, 1024), 16.0),
 ])
 def test_multiply_accumulates(name, size, gmac):
     model = MODELS.build(load(name).model).to('meta').eval()

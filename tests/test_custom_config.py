@@ -1,12 +1,16 @@
 """The config that users copy: what they change in it reaches all that depends on it."""
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, init_default_scope
 
 import mmseg_bisenetv2  # noqa: F401
+
+from mmseg.registry import MODELS
 
 CONFIG = Path(__file__).parents[1] / 'configs/bisenetv2_fcn_custom.py'
 
@@ -49,6 +53,23 @@ def test_label_map_reaches_all_data(tmp_path):
     assert dumped.val_dataloader.dataset.label_map == {7: 0, 26: 1}
     start(dumped)
     assert 'label_map' not in Config.fromfile(CONFIG).train_dataloader.dataset
+
+
+def test_two_classes_are_not_advised_to_share_a_channel():
+    def advice(model):
+        with warnings.catch_warnings(record=True) as caught, torch.device('meta'):
+            warnings.simplefilter('always')
+            built = MODELS.build(model)
+        assert built.out_channels == 2
+        return [warning for warning in caught if 'out_channels = 1' in str(warning.message)]
+
+    config = Config.fromfile(CONFIG)
+    init_default_scope(config.default_scope)
+    assert len(config.model.auxiliary_head) == 4
+    assert not advice(config.model)
+    for head in (config.model.decode_head, *config.model.auxiliary_head):
+        assert head.num_classes == head.pop('out_channels') == 2
+    assert len(advice(config.model)) == 5  # what MMSegmentation says otherwise
 
 
 def start(config):

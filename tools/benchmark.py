@@ -2,6 +2,7 @@
 
     python tools/benchmark.py loss                              # 2 crops of 1024x1024
     python tools/benchmark.py loss --batch 2 8 --crop 1024x512 1024x1024 --json loss.json
+    python tools/benchmark.py draw peers.json peers.png         # as --picture when it was measured
 
 Prints for every setting the medians, their ratio (MMSegmentation's time divided by ours) with its
 quartiles, and the memory. That the results of the two are equal is the tests' to show.
@@ -11,6 +12,7 @@ import itertools
 import json
 import re
 import subprocess
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -18,10 +20,9 @@ from typing import Any
 
 import torch
 from _arguments import SIZE, format_size
-from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from prettytable import PrettyTable
+from prettytable import PrettyTable, TableStyle
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg
 
@@ -44,8 +45,8 @@ OPTIONS: dict[str, dict[str, Any]] = dict(
     checkpoint=dict(help='None is random weights, with balanced classes'),
     frame=dict(metavar='PICTURE', help='None draws a street scene'),
     files=dict(nargs='+', metavar='EXPORTED', help='by tools/export.py from the same weights'),
-    picture=dict(metavar='PNG', help='draws the ratios of the first size as bars; of accuracy, '
-                 'the mIoU over the times'),
+    networks=dict(nargs='+', metavar='NAME', help='which ones'),
+    picture=dict(metavar='PNG', help='draws the results of the first size'),
     ohem=dict(action='store_true', help='with OHEM in every head'),
     amp=dict(AMP, help='precision of the step'),
     mmseg_amp=dict(AMP, help="that of MMSegmentation's step; None is that of --amp"),
@@ -72,6 +73,8 @@ COMMANDS: dict[str, tuple[str, dict[str, Any]]] = dict(  # with the defaults of 
                     picture=None)),
     loss=("losses and accuracy of five heads' logits, forward and backward, without a network",
           dict(batch=[2], crop=[(1024, 1024)], classes=[19], ohem=False)),
+    peers=("MMSegmentation's networks for real time beside ours, with their published mIoU",
+           dict(size=[(1024, 2048)], frame=None, networks=None, picture=None)),
     train=('a whole training step, from uint8 images to updated weights',
            dict(CONFIG, batch=[2], crop=[(512, 1024)], amp='none', mmseg_amp=None, with_cp=None)))
 
@@ -86,6 +89,10 @@ def parse_args() -> argparse.Namespace:
             shown = ' '.join(map(format_size, default)) if option in ('size', 'crop') else default
             kwargs = dict(OPTIONS[option], help=f'{OPTIONS[option]["help"]} (default: {shown})')
             command.add_argument(f'--{option.replace("_", "-")}', default=default, **kwargs)
+    text = 'prints and draws what accuracy, inference or peers measured before'
+    command = commands.add_parser('draw', help=text, description=text)
+    command.add_argument('json', metavar='JSON', help='which --json wrote')
+    command.add_argument('picture', metavar='PNG')
     return parser.parse_args()
 
 
@@ -104,12 +111,13 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def format_table(rows: list[dict[str, Any]]) -> PrettyTable:
-    """A column for each setting, or a line for each if they are more than four."""
+    """A column for each setting, or a line for each if they are more than four; in Markdown."""
     cells = [list(rows[0]), *([format_value(row.get(key)) for key in rows[0]] for row in rows)]
     if len(rows) <= 4:
         cells = [list(line) for line in zip(*cells, strict=True)]
     table = PrettyTable(cells[0], align='r')
-    table.align['setting'] = 'l'
+    table.align[cells[0][0]] = 'l'
+    table.set_style(TableStyle.MARKDOWN)
     table.add_rows(cells[1:])
     return table
 
@@ -120,42 +128,10 @@ def format_value(value: Any) -> str:
     return '' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
-def draw_speeds(rows: list[dict[str, Any]], path: str) -> None:
-    """Draws how many times as fast as MMSegmentation each backend is, for the first size."""
-    size = rows[0]['setting'].partition(', ')[0] + ', '
-    ratios = {row['setting'].removeprefix(size): row['ratio'] for row in rows
-              if row['setting'].startswith(size) and row['network_ms']}
-    figure = Figure(figsize=(8, 0.8 + 0.35 * len(ratios)), layout='constrained')
-    axes = figure.subplots()
-    axes.bar_label(axes.barh(list(ratios), list(ratios.values())), fmt='%.1f', padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.08)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.set_xlabel(f'{size}times the speed of MMSegmentation')
-    figure.savefig(path, dpi=120)
-
-
-def draw_accuracy(rows: list[dict[str, Any]], path: str) -> None:
-    """Draws the mIoU over the time of a picture."""
-    figure = Figure(figsize=(8, 5), layout='constrained')
-    axes = figure.subplots()
-    for i, row in enumerate(sorted(rows, key=lambda row: row['end_to_end_ms'])):
-        name = row['setting'].partition(', ')[2]
-        axes.plot(row['end_to_end_ms'], row['miou'], 'o',
-                  color='tab:orange' if name == 'MMSegmentation' else 'tab:blue')
-        axes.annotate(name, (row['end_to_end_ms'], row['miou']), (5, 5 if i % 2 else -12),
-                      textcoords='offset points', fontsize=8)
-    axes.set_xscale('log')
-    axes.margins(x=0.15, y=0.1)
-    axes.grid(alpha=0.3, which='both')
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.set_xlabel(f'{rows[0]["setting"].partition(", ")[0]}: milliseconds a picture, logarithmic')
-    axes.set_ylabel('mIoU on the validation set, %')
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     args = parse_args()
+    if args.command == 'draw':
+        return show_earlier(args.json, args.picture)
     # MMSegmentation warns of the versions it runs with, past any filter, and logs every result.
     warnings.showwarning = lambda *_, **__: None
     MMLogger.get_current_instance().setLevel('ERROR')
@@ -170,19 +146,35 @@ def main() -> None:
     torch.backends.cudnn.benchmark = args.command in TUNED
     machine = describe_machine(args.device)
     print(', '.join(f'{key} {value}' for key, value in machine.items()))
-    measure = import_module(f'benchmarks.{args.command}').measure
+    module = import_module(f'benchmarks.{args.command}')
     several = [key for key in SETTINGS if key in args]
     rows: list[dict[str, Any]] = []
     for values in itertools.product(*(getattr(args, key) for key in several)):
         setting = dict(zip(several, values, strict=True))
-        rows += measure(argparse.Namespace(**{**vars(args), **setting}))
-    print(format_table(rows))
+        rows += module.measure(argparse.Namespace(**{**vars(args), **setting}))
     if args.json:
         content = dict(options=vars(args), machine=machine, results=rows)
         Path(args.json).write_text(json.dumps(content, indent=2, default=str))
-    if getattr(args, 'picture', None):
-        draw = draw_accuracy if args.command == 'accuracy' else draw_speeds
-        draw(rows, args.picture)
+    show(module, rows, getattr(args, 'picture', None))
+
+
+def show(module: Any, rows: list[dict[str, Any]], picture: str | None) -> None:
+    """Prints the results of a command's module, and draws them if it can and a name is given."""
+    print(format_table(module.table(rows) if hasattr(module, 'table') else rows))
+    if picture:
+        module.draw(rows, picture)
+
+
+def show_earlier(path: str, picture: str) -> None:
+    """The same for results that ``--json`` wrote."""
+    content = json.loads(Path(path).read_text())
+    command = content['options']['command']
+    module = import_module(f'benchmarks.{command}')
+    if not hasattr(module, 'draw'):
+        sys.exit(f'{path} holds results of {command}, of which there is no picture: expected '
+                 'those of accuracy, inference or peers')
+    print(', '.join(f'{key} {value}' for key, value in content['machine'].items()))
+    show(module, content['results'], picture)
 
 
 if __name__ == '__main__':

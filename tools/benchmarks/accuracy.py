@@ -16,6 +16,7 @@ import torch
 from _arguments import format_size
 from benchmarks.inference import build_stock, find_predictors, to_labels
 from benchmarks.measure import ratios, time_in_turns
+from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from mmseg_bisenetv2.deploy.image import read_image
@@ -56,3 +57,22 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
                              np.median(times[name])),
                          **ratios(times['MMSegmentation'], times[name])))
     return rows
+
+
+def draw(rows: list[dict[str, Any]], path: str) -> None:
+    """Draws the mIoU over the time of a picture."""
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
+    for i, row in enumerate(sorted(rows, key=lambda row: row['end_to_end_ms'])):
+        size, _, name = row['setting'].partition(', ')
+        axes.plot(row['end_to_end_ms'], row['miou'], 'o',
+                  color='tab:orange' if name == 'MMSegmentation' else 'tab:blue')
+        axes.annotate(name, (row['end_to_end_ms'], row['miou']), (5, 5 if i % 2 else -12),
+                      textcoords='offset points', fontsize=8)
+    axes.set_xscale('log')
+    axes.margins(x=0.15, y=0.1)
+    axes.grid(alpha=0.3, which='both')
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_xlabel(f'{size}: milliseconds a picture, logarithmic')
+    axes.set_ylabel('mIoU on the validation set, %')
+    figure.savefig(path, dpi=120)

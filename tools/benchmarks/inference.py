@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from _arguments import format_size
 from benchmarks.measure import balance, build_model, mmseg_config, peak_mb, ratios, time_in_turns
+from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
@@ -130,3 +131,18 @@ def postprocessing(stock: BaseSegmentor, logits: torch.Tensor, size: tuple[int, 
 def to_labels(samples: list[SegDataSample]) -> list[np.ndarray]:
     """Labels in memory, as ours gives them."""
     return [sample.pred_sem_seg.data[0].cpu().numpy() for sample in samples]
+
+
+def draw(rows: list[dict[str, Any]], path: str) -> None:
+    """Draws how many times as fast as MMSegmentation each backend is, for the first size."""
+    size = rows[0]['setting'].partition(', ')[0] + ', '
+    ratios = {row['setting'].removeprefix(size): row['ratio'] for row in rows
+              if row['setting'].startswith(size) and row['network_ms']}
+    figure = Figure(figsize=(8, 0.8 + 0.35 * len(ratios)), layout='constrained')
+    axes = figure.subplots()
+    axes.bar_label(axes.barh(list(ratios), list(ratios.values())), fmt='%.1f', padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_xlabel(f'{size}times the speed of MMSegmentation')
+    figure.savefig(path, dpi=120)
