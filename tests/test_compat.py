@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from mmengine.utils.dl_utils import mmcv_full_available
 
 import mmseg_bisenetv2
+from mmseg_bisenetv2 import compat
 from mmseg_bisenetv2.compat import (
     MissingOpError,
     amp_wrapper_on_cpu,
@@ -18,9 +20,11 @@ from mmseg_bisenetv2.compat import (
     cpu_has_bf16,
     has_forward_hooks,
     resume_and_load_from,
+    swaps_channels,
     with_source,
 )
 
+ROOT = Path(__file__).parents[1]
 needs_lite = pytest.mark.skipif(mmcv_full_available(), reason='the full mmcv is installed')
 
 
@@ -44,6 +48,69 @@ def test_without_any_mmcv_the_extra_is_named():
         import mmseg_bisenetv2
     """)
     assert 'mmseg_bisenetv2[lite]' in result.stderr
+
+
+def test_without_mmengine_the_extra_is_named():
+    result = run_python("""
+        import sys
+        sys.modules['mmengine'] = None
+        import mmseg_bisenetv2
+    """)
+    assert 'needs MMEngine, MMCV and MMSegmentation: pip install' in result.stderr
+    assert 'mmseg_bisenetv2[lite]' in result.stderr
+
+
+def distribution(folder, name, version='1'):
+    """Makes a package of this name, as far as importlib.metadata can tell."""
+    info = folder / f'{name.replace("-", "_")}-{version}.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+
+
+@pytest.mark.parametrize('installed, expected', [
+    (['onedl-mmsegmentation'], 'onedl-mmsegmentation'), (['mmsegmentation'], 'mmsegmentation'),
+    (['mmsegmentation', 'onedl-mmsegmentation'], 'mmsegmentation')])
+def test_configs_inherit_from_the_fork_where_it_is_installed(
+        tmp_path, monkeypatch, installed, expected):
+    for name in installed:
+        distribution(tmp_path, name)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    table = dict(compat.MODULE2PACKAGE, mmseg='mmsegmentation')
+    monkeypatch.setattr(compat, 'MODULE2PACKAGE', table)
+    compat.name_the_fork()
+    assert table['mmseg'] == expected
+    monkeypatch.setattr(compat, 'MODULE2PACKAGE', {})  # as if MMEngine had given it up
+    compat.name_the_fork()
+
+
+def test_configs_are_read_with_the_table_that_is_written():
+    from mmengine.config import Config, utils
+    assert compat.MODULE2PACKAGE is utils.MODULE2PACKAGE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(compat.MODULE2PACKAGE, 'mmseg', 'a-package-that-is-not-there')
+        with pytest.raises(Exception, match='a-package-that-is-not-there'):
+            Config.fromfile(ROOT / 'configs/bisenetv2_fcn_cityscapes.py')
+
+
+@pytest.mark.parametrize('name, remedy', [
+    ('onedl-mmcv', '--no-binary onedl-mmcv'), ('mmcv-lite', r'mmseg_bisenetv2\[full\]')])
+def test_missing_op_names_the_installation_of_the_mmcv_that_is_there(
+        tmp_path, monkeypatch, name, remedy):
+    distribution(tmp_path, name)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    with pytest.raises(MissingOpError, match=remedy):
+        compat._MissingExtension().nms()
+
+
+@pytest.mark.parametrize('swap', [True, False])
+def test_channels_swap_by_either_name(swap):
+    from mmengine.model import ImgDataPreprocessor
+
+    from mmseg.models import SegDataPreProcessor
+    assert swaps_channels(SegDataPreProcessor(bgr_to_rgb=swap)) is swap
+    assert swaps_channels(ImgDataPreprocessor(bgr_to_rgb=swap)) is swap  # the fork's is its child
+    with pytest.raises(AttributeError):
+        swaps_channels(torch.nn.Module())
 
 
 @needs_lite
