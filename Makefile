@@ -1,6 +1,7 @@
 # make demo        train, test and draw on synthetic street scenes, on the CPU, in minutes
 # make test        the test suite, in two processes
 # make test-slow   the long forms of some tests, which `make test` leaves out
+# make versions    a short suite with other versions of Python, PyTorch and so on; takes an hour
 # make lint        ruff and mypy
 #
 # Each makes its own environment in .venv first; Python 3.11 to 3.13 and make are all they need.
@@ -15,7 +16,7 @@ WORK := work_dirs/demo
 # MMEngine and mim print a dozen deprecation warnings of their dependencies at every start.
 export PYTHONWARNINGS := ignore
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow versions lint clean
 
 # The version is checked before pip runs: on Python 3.10, pip would end with a message about numpy.
 .venv/installed: pyproject.toml constraints.txt
@@ -45,9 +46,13 @@ test: .venv/complete
 test-slow: .venv/complete
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
+# Makes environments of its own. `make versions ROWS="--rows onedl --python 3.12=PATH"`
+versions:
+	$(PYTHON) tests/versions.py $(ROWS)
+
 lint: .venv/complete
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info work_dirs/demo
+	rm -rf .venv build dist *.egg-info work_dirs/demo work_dirs/versions

@@ -55,7 +55,8 @@ _EXTENSION = 'mmcv._ext'
 _COMPILE = {
     'mmcv': 'pip uninstall -y mmcv mmcv-lite && pip install --no-build-isolation '
             '-c constraints.txt "mmseg_bisenetv2[full]"',
-    'onedl-mmcv': 'pip uninstall -y onedl-mmcv && pip install --no-cache-dir --no-binary onedl-mmcv '
+    # Without the cache, from which pip would take the wheel without operators again.
+    'onedl-mmcv': 'pip uninstall -y onedl-mmcv && pip install --no-cache-dir '
                   '--no-build-isolation onedl-mmcv'}
 
 

@@ -93,7 +93,8 @@ def test_configs_are_read_with_the_table_that_is_written():
 
 
 @pytest.mark.parametrize('name, remedy', [
-    ('onedl-mmcv', '--no-binary onedl-mmcv'), ('mmcv-lite', r'mmseg_bisenetv2\[full\]')])
+    ('onedl-mmcv', '--no-cache-dir --no-build-isolation onedl-mmcv'),
+    ('mmcv-lite', r'mmseg_bisenetv2\[full\]')])
 def test_missing_op_names_the_installation_of_the_mmcv_that_is_there(
         tmp_path, monkeypatch, name, remedy):
     distribution(tmp_path, name)
@@ -111,6 +112,23 @@ def test_channels_swap_by_either_name(swap):
     assert swaps_channels(ImgDataPreprocessor(bgr_to_rgb=swap)) is swap  # the fork's is its child
     with pytest.raises(AttributeError):
         swaps_channels(torch.nn.Module())
+
+
+def test_network_swaps_channels_where_the_fork_keeps_it_elsewhere():
+    from small import batch, build
+
+    from mmseg_bisenetv2.deploy.network import FrameNetwork
+    model = build(preprocessor=dict(type='mmseg_bisenetv2.SegDataPreProcessor'))
+    preprocessor = model.data_preprocessor
+    images, network = preprocessor(batch())['inputs'], FrameNetwork(model)
+    preprocessor._channel_conversion = preprocessor.channel_conversion
+    del preprocessor.channel_conversion  # as onedl-mmsegmentation has it
+    assert preprocessor._channel_conversion
+    assert torch.equal(preprocessor(batch())['inputs'], images)
+    assert torch.equal(FrameNetwork(model).mean, network.mean)
+    preprocessor._channel_conversion = False
+    assert torch.equal(preprocessor(batch())['inputs'], images.flip(1))  # one mean for all channels
+    assert torch.equal(FrameNetwork(model).mean, network.mean.flip(1))
 
 
 @needs_lite
