@@ -34,12 +34,9 @@ from unittest import mock
 import numpy as np
 import torch
 
-try:
-    import mmengine  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ImportError(
-        'mmseg_bisenetv2 needs MMEngine, MMCV and MMSegmentation: '
-        'pip install -c constraints.txt "mmseg_bisenetv2[lite]"') from error
+if not all(map(importlib.util.find_spec, ('mmengine', 'mmseg'))):
+    raise ImportError('mmseg_bisenetv2 needs MMEngine, MMCV and MMSegmentation: '
+                      'pip install -c constraints.txt "mmseg_bisenetv2[lite]"')
 
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.model import BaseDataPreprocessor

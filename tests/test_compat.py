@@ -50,10 +50,11 @@ def test_without_any_mmcv_the_extra_is_named():
     assert 'mmseg_bisenetv2[lite]' in result.stderr
 
 
-def test_without_mmengine_the_extra_is_named():
-    result = run_python("""
+@pytest.mark.parametrize('module', ['mmengine', 'mmseg'])
+def test_without_openmmlab_the_extra_is_named(module):
+    result = run_python(f"""
         import sys
-        sys.modules['mmengine'] = None
+        sys.modules[{module!r}] = None
         import mmseg_bisenetv2
     """)
     assert 'needs MMEngine, MMCV and MMSegmentation: pip install' in result.stderr

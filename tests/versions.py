@@ -9,7 +9,7 @@ Each row gets an environment of its own, into which the package is installed as 
 versions of constraints.txt except for those that the row names. There a short suite runs: import,
 20 iterations of training on toy scenes, test, Predictor against MMSegmentation's inference, and
 exports, which are compared with PyTorch. What it found is kept in work_dirs/versions; the table in
-docs/versions.md is printed from that. The exit code is 1 if a row fails.
+docs/install.md is printed from that. The exit code is 1 if a row fails.
 """
 import argparse
 import dataclasses
@@ -32,11 +32,12 @@ ROOT = Path(__file__).parents[1]
 FOUND = ROOT / 'work_dirs/versions'
 # Columns of the table, and the packages of which one provides them.
 COLUMNS = {
-    'PyTorch': ('torch', ), 'NumPy': ('numpy', ),
-    'OpenCV': ('opencv-python', 'opencv-python-headless'), 'MMEngine': ('mmengine',
-                                                                        'onedl-mmengine'),
-    'MMCV': ('mmcv-lite', 'onedl-mmcv'), 'MMSegmentation': ('mmsegmentation',
-                                                            'onedl-mmsegmentation')}
+    'PyTorch': ('torch', ),
+    'NumPy': ('numpy', ),
+    'OpenCV': ('opencv-python', 'opencv-python-headless'),
+    'MMEngine': ('mmengine', 'onedl-mmengine'),
+    'MMCV': ('mmcv-lite', 'onedl-mmcv'),
+    'MMSegmentation': ('mmsegmentation', 'onedl-mmsegmentation')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Row:
     """An environment.
 
     Args:
-        python: Its Python, as (major, minor).
+        python: Its Python, as '3.12'.
         requirements: What replaces the versions of constraints.txt.
         extra: The extra that brings MMEngine, MMCV and MMSegmentation.
         free: Further packages whose version is not that of constraints.txt.
