@@ -2,6 +2,7 @@
 # make test        the test suite, in two processes
 # make test-slow   the long forms of some tests, which `make test` leaves out
 # make gpu         what only a GPU can show, in 8 minutes, with a report in work_dirs/gpu_report
+# make versions    a short suite with other versions of Python, PyTorch and so on; takes an hour
 # make lint        ruff and mypy
 #
 # Each makes its own environment in .venv first; Python 3.11 to 3.13 and make are all they need.
@@ -16,7 +17,7 @@ WORK := work_dirs/demo
 # MMEngine and mim print a dozen deprecation warnings of their dependencies at every start.
 export PYTHONWARNINGS := ignore
 
-.PHONY: demo test test-slow gpu lint clean
+.PHONY: demo test test-slow gpu versions lint clean
 
 # The version is checked before pip runs: on Python 3.10, pip would end with a message about numpy.
 .venv/installed: pyproject.toml constraints.txt
@@ -49,9 +50,13 @@ test-slow: .venv/complete
 gpu: .venv/complete
 	$(BIN)/python tools/gpu_report.py
 
+# Makes environments of its own. `make versions ROWS="--rows onedl --python 3.12=PATH"`
+versions:
+	$(PYTHON) tests/versions.py $(ROWS)
+
 lint: .venv/complete
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info work_dirs/demo
+	rm -rf .venv build dist *.egg-info work_dirs/demo work_dirs/versions

@@ -1,5 +1,8 @@
 """The one file that reaches into third-party internals, so that MMSegmentation runs today.
 
+MMEngine, MMCV and MMSegmentation come from OpenMMLab, or from the maintained forks of them, whose
+packages on the index are named onedl-mmengine, onedl-mmcv, onedl-mmsegmentation and onedl-mim.
+
 Two things keep MMSegmentation 1.2.2 from working on a current PyTorch:
 
 * ``import mmseg.models`` imports ``mmcv.ops``, whose compiled extension ``mmcv._ext`` exists
@@ -18,6 +21,7 @@ are given, in an attribute ``_metadata``; a checkpoint's file name goes the same
 import contextlib
 import functools
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import pickle
 import sys
@@ -29,12 +33,52 @@ from unittest import mock
 
 import numpy as np
 import torch
+
+if not all(map(importlib.util.find_spec, ('mmengine', 'mmseg'))):
+    raise ImportError('mmseg_bisenetv2 needs MMEngine, MMCV and MMSegmentation: '
+                      'pip install -c constraints.txt "mmseg_bisenetv2[lite]"')
+
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.model import BaseDataPreprocessor
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import CheckpointLoader, Runner, checkpoint
 
+try:
+    from mmengine.config.utils import MODULE2PACKAGE
+except ImportError:
+    MODULE2PACKAGE = {}
+
 _EXTENSION = 'mmcv._ext'
+_COMPILE = {
+    'mmcv': 'pip uninstall -y mmcv mmcv-lite && pip install --no-build-isolation '
+            '-c constraints.txt "mmseg_bisenetv2[full]"',
+    # Without the cache, from which pip would take the wheel without operators again.
+    'onedl-mmcv': 'pip uninstall -y onedl-mmcv && pip install --no-cache-dir '
+                  '--no-build-isolation onedl-mmcv'}
+
+
+def is_distribution(name: str) -> bool:
+    """Whether a package is installed under this name of the package index."""
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def name_the_fork() -> None:
+    """Tells MMEngine the name under which MMSegmentation is installed, if it is the fork's.
+
+    In a config, ``_base_ = 'mmseg::...'`` is looked for in the installed package that MMEngine's
+    table ``MODULE2PACKAGE`` names for ``mmseg``. The table says mmsegmentation, also in
+    onedl-mmengine, and then every config that inherits from MMSegmentation ends in an error where
+    onedl-mmsegmentation is installed. A config is read before its ``custom_imports``; therefore
+    this package has to be imported first, which all of its own tools do.
+
+    MMEngine does not document the table. Without it, nothing is told.
+    """
+    if is_distribution('onedl-mmsegmentation') and not is_distribution('mmsegmentation'):
+        MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 
 
 class MissingOpError(RuntimeError):
@@ -60,8 +104,7 @@ class _MissingExtension(types.ModuleType):
             raise MissingOpError(
                 f'The compiled MMCV operator "{op}" was called, but the installed MMCV has none. '
                 'BiSeNetV2 and FCNHead need none; another part of this model does. Compile them: '
-                'pip uninstall -y mmcv mmcv-lite && pip install --no-build-isolation '
-                '-c constraints.txt "mmseg_bisenetv2[full]"')
+                + _COMPILE['onedl-mmcv' if is_distribution('onedl-mmcv') else 'mmcv'])
 
         missing.__name__ = op
         return missing
@@ -195,6 +238,21 @@ def has_hooks(module: torch.nn.Module) -> bool:
     return any(getattr(layer, kind, None) for layer in module.modules() for kind in kinds)
 
 
+def swaps_channels(preprocessor: BaseDataPreprocessor) -> bool:
+    """Whether a data preprocessor turns BGR into RGB, or back.
+
+    MMSegmentation keeps this in ``channel_conversion``, and onedl-mmsegmentation, as MMEngine's
+    ImgDataPreprocessor, in ``_channel_conversion``.
+
+    Raises:
+        AttributeError: If it is kept elsewhere, since colours that are swapped in silence would
+            give wrong labels.
+    """
+    if hasattr(preprocessor, 'channel_conversion'):
+        return bool(preprocessor.channel_conversion)
+    return bool(preprocessor._channel_conversion)
+
+
 def copy_without_blocking(preprocessor: BaseDataPreprocessor) -> None:
     """Makes a data preprocessor copy pinned batches to the GPU while it works on.
 
@@ -247,5 +305,6 @@ def cpu_has_bf16() -> bool:
                for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
 
 
+name_the_fork()
 provide_mmcv_extension()
 allow_mmengine_checkpoints()

@@ -12,6 +12,7 @@ import torch
 from mmengine.utils.dl_utils import mmcv_full_available
 
 import mmseg_bisenetv2
+from mmseg_bisenetv2 import compat
 from mmseg_bisenetv2.compat import (
     MissingOpError,
     amp_wrapper_on_cpu,
@@ -19,6 +20,7 @@ from mmseg_bisenetv2.compat import (
     cpu_has_bf16,
     has_hooks,
     resume_and_load_from,
+    swaps_channels,
     with_source,
 )
 
@@ -60,6 +62,88 @@ def test_without_any_mmcv_the_extra_is_named():
         import mmseg_bisenetv2
     """)
     assert 'mmseg_bisenetv2[lite]' in result.stderr
+
+
+@pytest.mark.parametrize('module', ['mmengine', 'mmseg'])
+def test_without_openmmlab_the_extra_is_named(module):
+    result = run_python(f"""
+        import sys
+        sys.modules[{module!r}] = None
+        import mmseg_bisenetv2
+    """)
+    assert 'needs MMEngine, MMCV and MMSegmentation: pip install' in result.stderr
+    assert 'mmseg_bisenetv2[lite]' in result.stderr
+
+
+def distribution(folder, name, version='1'):
+    """Makes a package of this name, as far as importlib.metadata can tell."""
+    info = folder / f'{name.replace("-", "_")}-{version}.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+
+
+@pytest.mark.parametrize('installed, expected', [
+    (['onedl-mmsegmentation'], 'onedl-mmsegmentation'), (['mmsegmentation'], 'mmsegmentation'),
+    (['mmsegmentation', 'onedl-mmsegmentation'], 'mmsegmentation')])
+def test_configs_inherit_from_the_fork_where_it_is_installed(
+        tmp_path, monkeypatch, installed, expected):
+    for name in installed:
+        distribution(tmp_path, name)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    table = dict(compat.MODULE2PACKAGE, mmseg='mmsegmentation')
+    monkeypatch.setattr(compat, 'MODULE2PACKAGE', table)
+    compat.name_the_fork()
+    assert table['mmseg'] == expected
+    monkeypatch.setattr(compat, 'MODULE2PACKAGE', {})  # as if MMEngine had given it up
+    compat.name_the_fork()
+
+
+def test_configs_are_read_with_the_table_that_is_written():
+    from mmengine.config import Config, utils
+    assert compat.MODULE2PACKAGE is utils.MODULE2PACKAGE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(compat.MODULE2PACKAGE, 'mmseg', 'a-package-that-is-not-there')
+        with pytest.raises(Exception, match='a-package-that-is-not-there'):
+            Config.fromfile(ROOT / 'configs/bisenetv2_fcn_cityscapes.py')
+
+
+@pytest.mark.parametrize('name, remedy', [
+    ('onedl-mmcv', '--no-cache-dir --no-build-isolation onedl-mmcv'),
+    ('mmcv-lite', r'mmseg_bisenetv2\[full\]')])
+def test_missing_op_names_the_installation_of_the_mmcv_that_is_there(
+        tmp_path, monkeypatch, name, remedy):
+    distribution(tmp_path, name)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    with pytest.raises(MissingOpError, match=remedy):
+        compat._MissingExtension().nms()
+
+
+@pytest.mark.parametrize('swap', [True, False])
+def test_channels_swap_by_either_name(swap):
+    from mmengine.model import ImgDataPreprocessor
+
+    from mmseg.models import SegDataPreProcessor
+    assert swaps_channels(SegDataPreProcessor(bgr_to_rgb=swap)) is swap
+    assert swaps_channels(ImgDataPreprocessor(bgr_to_rgb=swap)) is swap  # the fork's is its child
+    with pytest.raises(AttributeError):
+        swaps_channels(torch.nn.Module())
+
+
+def test_network_swaps_channels_where_the_fork_keeps_it_elsewhere():
+    from small import batch, build
+
+    from mmseg_bisenetv2.deploy.network import FrameNetwork
+    model = build(preprocessor=dict(type='mmseg_bisenetv2.SegDataPreProcessor'))
+    preprocessor = model.data_preprocessor
+    images, network = preprocessor(batch())['inputs'], FrameNetwork(model)
+    preprocessor._channel_conversion = preprocessor.channel_conversion
+    del preprocessor.channel_conversion  # as onedl-mmsegmentation has it
+    assert preprocessor._channel_conversion
+    assert torch.equal(preprocessor(batch())['inputs'], images)
+    assert torch.equal(FrameNetwork(model).mean, network.mean)
+    preprocessor._channel_conversion = False
+    assert torch.equal(preprocessor(batch())['inputs'], images.flip(1))  # one mean for all channels
+    assert torch.equal(FrameNetwork(model).mean, network.mean.flip(1))
 
 
 @needs_lite

@@ -1,14 +1,20 @@
 """The built wheel, alone in an environment: configs, tools and model index, through mim."""
+import ast
+import contextlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mmseg_bisenetv2.datasets.toy_cityscapes import make_toy_cityscapes
 
@@ -36,6 +42,35 @@ def make_environment(home):
     site = next((home / 'lib').glob('python*/site-packages'))
     (site / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
     return home / 'bin' / 'python'
+
+
+def test_dev_names_all_that_is_imported():
+    """Every module that package, tools or tests import comes with the extras lite and dev."""
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    extras = project['optional-dependencies']
+    waiting = [*project['dependencies'], *extras['lite'], *extras['full'],
+               *extras['dev'], *extras['mim'], *extras['png'], *extras['deploy']]
+    assert 'mmseg_bisenetv2[mim,png,deploy]' in waiting
+    installed = set()
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        name = canonicalize_name(requirement.name)
+        if name in installed or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            waiting += importlib.metadata.requires(name) or []
+        installed.add(name)
+    owners = importlib.metadata.packages_distributions()
+    own = {path.stem for folder in ('tests', 'tools') for path in ROOT.glob(f'{folder}/*')}
+    for path in (*ROOT.glob('mmseg_bisenetv2/**/*.py'), *ROOT.glob('t*s/**/*.py')):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
+                     [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            for module in {str(name).partition('.')[0] for name in names}:
+                if module in {'mmseg_bisenetv2', *own, *sys.stdlib_module_names}:
+                    continue
+                assert installed & set(map(canonicalize_name, owners.get(module, ()))), (
+                    path, module)
 
 
 @pytest.fixture(scope='module')

@@ -39,9 +39,11 @@ ONLY_0_AND_255 = ('the label maps hold only 0 and 255, and 255 is ignored. If 25
 # The distributions of a group install the same module, one over the other.
 SAME_MODULE = (('mmcv', 'mmcv-lite', 'onedl-mmcv'),
                ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python',
-                'opencv-contrib-python-headless'))
-DISTRIBUTIONS = ('mmseg_bisenetv2', 'torch', 'numpy', 'mmengine', 'mmsegmentation', 'openmim',
-                 *SAME_MODULE[0], *SAME_MODULE[1])
+                'opencv-contrib-python-headless'),
+               ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+               ('mmsegmentation', 'onedl-mmsegmentation'), ('openmim', 'onedl-mim'))
+DISTRIBUTIONS = ('mmseg_bisenetv2', 'torch', 'numpy',
+                 *(name for group in SAME_MODULE for name in group))
 
 
 def load_pair(dataset: BaseSegDataset, info: dict, with_picture: bool = True) -> dict:

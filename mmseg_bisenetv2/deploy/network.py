@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmseg_bisenetv2.compat import swaps_channels
 from mmseg_bisenetv2.deploy.winograd import WinogradHead, with_winograd
 from mmseg_bisenetv2.models.bisenetv2 import BiSeNetV2
 from mmseg_bisenetv2.models.folding import fold_batch_norm
@@ -52,7 +53,7 @@ class FrameNetwork(nn.Module):
         # MMSegmentation takes one mean for all channels, too, and no mean at all.
         mean, std = (getattr(preprocessor, name, torch.tensor(value)).flatten().expand(3)
                      for name, value in (('mean', 0.0), ('std', 1.0)))
-        swap = preprocessor.channel_conversion
+        swap = swaps_channels(preprocessor)
         for conv in first_convs:
             weight = conv.weight / std[:, None, None]
             conv.weight.data = (weight.flip(1) if swap else weight).contiguous(

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmseg_bisenetv2.compat import copy_without_blocking
+from mmseg_bisenetv2.compat import copy_without_blocking, swaps_channels
 from mmseg_bisenetv2.registry import MODELS
 
 from mmseg.models.data_preprocessor import SegDataPreProcessor as MMSegDataPreProcessor
@@ -76,7 +76,7 @@ class SegDataPreProcessor(MMSegDataPreProcessor):
 
     def _normalise(self, batch: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.float32, self.mean.dtype)
-        if self.channel_conversion and batch.size(1) == 3:
+        if swaps_channels(self) and batch.size(1) == 3:
             batch = batch.flip(1)
         # Computed as (x - mean) / std, since x * (1 / std) - mean / std is inexact near the mean.
         normalised = torch.empty(

@@ -371,7 +371,8 @@ def test_ids_are_those_that_the_network_is_given(root, config):
      r'opencv-python and opencv-python-headless are both installed.*pip uninstall -y opencv-python '
      r'opencv-python-headless && pip install'),
     ({'mmcv': '2.1.0', 'mmcv-lite': '2.1.0'}, r'mmcv and mmcv-lite are both installed'),
-    ({'mmcv-lite': '2.1.0', 'opencv-python': '4.10'}, None)])
+    ({'mmengine': '0.10.7', 'onedl-mmengine': '0.10.12'}, r'mmengine and onedl-mmengine are both'),
+    ({'mmcv-lite': '2.1.0', 'opencv-python': '4.10', 'mmengine': '0.10.7'}, None)])
 def test_module_that_was_installed_twice(monkeypatch, installed, expected):
     def version(name):
         if name not in installed:

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import runpy
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -319,3 +320,21 @@ def test_tool_names_what_cannot_be_exported(run, tmp_path):
         file.write("\ntest_pipeline = [dict(type='Resize', scale_factor=2.0)]")
     out = run(config, checkpoint, tmp_path / 'a.onnx', ok=False)
     assert 'expected one Resize' in out
+
+
+def test_exports_from_pngs_need_no_imagecodecs(files, tmp_path):
+    """The extra "deploy" does not bring it."""
+    cv2.imwrite(str(tmp_path / 'street.png'), image(64, 96))
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', f'''
+import runpy, sys
+sys.modules['imagecodecs'] = None
+sys.path.insert(0, {str(ROOT / 'tools')!r})
+for arguments in (['a.onnx'], ['a.xml', '--precision', 'int8', '--calibrate', 'street.png',
+                               '--min-agreement', '50']):
+    sys.argv = ['export.py', {str(files[0])!r}, {str(files[1])!r}, *arguments,
+                '--images', 'street.png']
+    runpy.run_path({str(ROOT / 'tools/export.py')!r}, run_name='__main__')
+'''], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count('agreement with PyTorch FP32 on 1 pictures') == 2
+    assert {'a.onnx', 'a.xml', 'a.bin'} <= {path.name for path in tmp_path.iterdir()}
