@@ -4,7 +4,7 @@
     python tools/draw_curves.py work_dirs/ours work_dirs/stock --out curves.png
 
 Reads MMEngine's log as JSON lines, WORK_DIR/*/vis_data/scalars.json, of any MMSegmentation config.
-The losses are those of the log, means over its last iterations.
+The losses are those of the log: each is a mean over the iterations before it.
 """
 import argparse
 import sys
@@ -16,7 +16,8 @@ from mmseg_bisenetv2.visualization import draw_curves
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='of a training')
+    parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR',
+                        help='work directory of a training')
     parser.add_argument('--labels', nargs='+', metavar='LABEL',
                         help='one for each training; default: the names of the folders')
     parser.add_argument('--out', default='curves.png', metavar='PICTURE',

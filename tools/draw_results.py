@@ -1,4 +1,8 @@
-"""Draws what a run has learned: predictions beside the ground truth, and the training curve."""
+"""Draws predictions beside the ground truth, and the training curve, of a finished training.
+
+A training with this package's configs draws six pictures and its curve by itself (ResultsHook).
+This tool draws as many pictures as --num says, and serves where that hook was off.
+"""
 import argparse
 from pathlib import Path
 
@@ -15,7 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
-    parser.add_argument('work_dir', help='of the training; pictures and curve go into it')
+    parser.add_argument('work_dir',
+                        help='of the training; pictures/ and training_curve.png are put there')
     parser.add_argument('--test-dir', help='work directory of `mim test`: prints its mIoU')
     parser.add_argument('--num', type=int, default=6, help='pictures; default: %(default)s')
     parser.add_argument('--device', default='cpu', help='default: %(default)s')

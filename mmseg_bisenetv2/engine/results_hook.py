@@ -1,4 +1,4 @@
-"""What a run has come to, written into its work directory by itself."""
+"""A hook that writes the results of a run, scores and pictures, into its work directory."""
 import contextlib
 import os
 import shlex
