@@ -1,4 +1,4 @@
-"""Writes a config for somebody's own classes and pictures: ``tools/new_config.py``."""
+"""Writes a config for a user's own classes and pictures: ``tools/new_config.py``."""
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ RULE = f'# {"-" * 96}\n'
 LAYOUT = 'img_dir/{train,val}/NAME.jpg and ann_dir/{train,val}/NAME.png'
 MIN_SIZE, MAX_CROP = 32, 512
 HEAD = '''\
-# {num_classes} classes of one's own. Change what stands between the lines.
+# {num_classes} classes of your own. Change what stands between the two lines.
 #
 #   {data_root}
 #       img_dir/{{train,val}}/NAME{img_suffix}

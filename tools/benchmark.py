@@ -5,7 +5,7 @@
     python tools/benchmark.py draw peers.json peers.png         # as --picture when it was measured
 
 Prints for every setting the medians, their ratio (MMSegmentation's time divided by ours) with its
-quartiles, and the memory. That the results of the two are equal is the tests' to show.
+quartiles, and the memory. Whether the results of the two are equal is checked by the tests.
 """
 import argparse
 import itertools
@@ -52,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = dict(
     mmseg_amp=dict(AMP, help="that of MMSegmentation's step; None is that of --amp"),
     precision=dict(choices=('fp32', 'bf16', 'fp16'), help='of the network'),
     with_cp=dict(choices=('none', 'activations', 'stages'),
-                 help="activation checkpointing of our backbone; None is the config's"))
+                 help="activation checkpointing of our network; None is the config's"))
 COMMON = dict(pairs=9, device='cpu', threads=None, json=None)
 CONFIG = dict(config=ROOT / 'configs/bisenetv2_fcn_cityscapes.py')
 TUNED = ('eval', 'train')  # MMSegmentation's default_runtime.py lets cuDNN try its algorithms.

@@ -6,7 +6,7 @@
     python tools/export.py CONFIG CHECKPOINT out.xml --precision int8 --calibrate 'street/*.png'
     python tools/export.py CONFIG CHECKPOINT out.pt2                   # torch.export
 
-A file that disagrees is not left behind; exit code 1 then.
+A file that disagrees with PyTorch is not kept, and the exit code is 1.
 """
 import argparse
 import dataclasses

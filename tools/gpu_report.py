@@ -4,10 +4,10 @@
     python tools/gpu_report.py --stages loss training-fp16
     python tools/gpu_report.py --device cpu    # a rehearsal: the same with tiny sizes
 
-Each stage is a process with a time limit. One that fails, or runs out of time, is named in the
-report, and the others go on; exit code 1 then. Where the memory is too small for a batch, half of
-it is tried. report.md is the text of the section "On a GPU" of docs/benchmarks.md, and the folder
-benchmarks/ beside it belongs into docs/benchmarks/.
+Each stage is a process with a time limit. If one fails or runs out of time, the report names it,
+the others go on, and the exit code is 1. Where the memory is too small for a batch, half of it is
+tried. report.md is written to replace the section "On a GPU" of docs/benchmarks.md, and the
+files of the folder benchmarks/ beside it belong into docs/benchmarks/.
 """
 import argparse
 import functools
@@ -503,8 +503,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu_report'), metavar='DIR',
                         help='an earlier report there is replaced; default: %(default)s')
     parser.add_argument('--minutes', type=float, default=8,
-                        help='for all stages together; default: %(default)s')
-    parser.add_argument('--stages', nargs='+', metavar='NAME', help='only these; default: all')
+                        help='limit of all stages together; default: %(default)s')
+    parser.add_argument('--stages', nargs='+', metavar='NAME',
+                        help='run only these; a wrong name lists them; default: all')
     return parser.parse_args()
 
 

@@ -1,8 +1,9 @@
 """Writes a config for your own classes and pictures, to be trained from any folder.
 
-    python tools/new_config.py my.py --data data/my_dataset --classes background,road,car
+    python tools/new_config.py mine.py --data data/my_dataset --classes background,road,car
 
-The folder is laid out as in bisenetv2_fcn_custom.py; tools/convert_labels.py makes it.
+The folder holds img_dir/{train,val}/NAME.jpg and ann_dir/{train,val}/NAME.png, label maps of class
+ids. tools/convert_labels.py makes such a folder from labels of other kinds.
 """
 import argparse
 import sys
@@ -19,7 +20,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', required=True, metavar='DIR', help='the folder of the data set')
     parser.add_argument('--classes', required=True, metavar='NAME,NAME', type=lambda text:
                         text.split(','), help='in the order of their ids, or a text file of them')
-    parser.add_argument('--size', **SIZE, help='of the pictures; default: that of the first one')
+    parser.add_argument('--size', **SIZE,
+                        help='of the pictures; default: that of the first training picture')
     parser.add_argument('--force', action='store_true', help='overwrites an existing file')
     return parser.parse_args()
 
