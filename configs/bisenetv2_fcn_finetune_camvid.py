@@ -17,7 +17,8 @@ model = dict(
     backbone=dict(with_cp=None),  # memory is no concern at this size
     decode_head=dict(loss_decode=loss_decode, with_cp=None),
     auxiliary_head=[
-        dict(head, loss_decode=loss_decode) for head in _base_.model.auxiliary_head])
+        dict(head, loss_decode=loss_decode, with_cp=None)
+        for head in _base_.model.auxiliary_head])
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].update(ratio_range=(0.75, 2.0))  # RandomResizeCrop; less padding than from 0.5
 train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))

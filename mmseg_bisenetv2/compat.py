@@ -34,7 +34,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-if not all(map(importlib.util.find_spec, ('mmengine', 'mmseg'))):
+if not all(map(importlib.util.find_spec, ('mmengine', 'mmcv', 'mmseg'))):
     raise ImportError('mmseg_bisenetv2 needs MMEngine, MMCV and MMSegmentation: '
                       'pip install -c constraints.txt "mmseg_bisenetv2[lite]"')
 
@@ -111,19 +111,8 @@ class _MissingExtension(types.ModuleType):
 
 
 def provide_mmcv_extension() -> None:
-    """Puts the stand-in in place if, and only if, MMCV has no compiled extension.
-
-    Raises:
-        ImportError: If there is no MMCV at all.
-    """
-    try:
-        missing = _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            'mmseg_bisenetv2 needs MMCV, with compiled operators or without. Without, which is '
-            'enough for BiSeNetV2: pip install -c constraints.txt "mmseg_bisenetv2[lite]"'
-        ) from error
-    if missing:
+    """Puts the stand-in in place if, and only if, MMCV has no compiled extension."""
+    if _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None:
         sys.modules[_EXTENSION] = _MissingExtension()
 
 
@@ -269,7 +258,7 @@ def draw_pictures_of_any_layout() -> None:
     Its ``browse_dataset`` turns the channels by an index, after which NumPy keeps them apart in
     memory, and OpenCV refuses to draw a class name there. In this process the method copies first.
     """
-    from mmseg.visualization import SegLocalVisualizer  # Importable once this module is.
+    from mmseg.visualization import SegLocalVisualizer  # importable once this module is imported
     original = SegLocalVisualizer.add_datasample
 
     def add_datasample(self: Any, name: str, image: np.ndarray, *args: Any, **kwargs: Any) -> Any:

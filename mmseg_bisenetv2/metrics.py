@@ -32,7 +32,8 @@ class IoUMetric(MMSegIoUMetric):
         **kwargs: Not used, as in the original.
 
     Attributes:
-        confusion: Pixels of the last evaluation, true class by predicted class, (C, C) int64;
+        confusion: Pixels of the last evaluation, true class by predicted class, (C + 1, C + 1)
+            int64, the last row and column for what is no class;
             None before it, and in processes other than the first.
     """
 
@@ -101,11 +102,11 @@ class IoUMetric(MMSegIoUMetric):
         if self.format_only:
             return super().compute_metrics(results)
         confusion = functools.reduce(torch.add, results).to_dense()
-        self.confusion = confusion[:-1, :-1].numpy()
+        self.confusion = confusion.numpy()
         if self.confusion_picture:
-            path = _work_dir() / self.confusion_picture
             try:
-                draw_confusion(self.confusion, self.dataset_meta['classes'], path)
+                path = _work_dir() / self.confusion_picture
+                draw_confusion(self.confusion[:-1, :-1], self.dataset_meta['classes'], path)
                 print_log(f'confusion matrix: {path}', logger='current')
             except Exception as error:  # The scores are not lost for a picture.
                 print_log(f'The confusion matrix was not drawn: {error!r}', 'current',
@@ -142,7 +143,8 @@ def format_class_table(confusion: np.ndarray, classes: Sequence[str]) -> str:
     """Makes a table in Markdown of the scores of each class, in per cent.
 
     Args:
-        confusion: Pixels, true class by predicted class, (C, C).
+        confusion: Pixels, true class by predicted class, (C + 1, C + 1). The last row and column
+            count what is no class.
         classes: Their names.
 
     Returns:
@@ -151,8 +153,7 @@ def format_class_table(confusion: np.ndarray, classes: Sequence[str]) -> str:
         "Pixels" its share of all. A dash stands for what is undefined, since there are no such
         pixels; it does not count in the means.
     """
-    correct, union, predicted, true = _class_areas(
-        torch.nn.functional.pad(torch.from_numpy(confusion), (0, 1, 0, 1)))
+    correct, union, predicted, true = _class_areas(torch.from_numpy(confusion))
     columns = [100 * values for values in (
         correct / union, correct / true, correct / predicted, true / true.sum())]
     lines = ['| Class | IoU | Acc | Precision | Pixels |', '| --- | --: | --: | --: | --: |']
@@ -169,4 +170,4 @@ def _format_score(value: Tensor) -> str:
 def _work_dir() -> Path:
     """Returns the work directory of the run; the current folder if nothing logs to a file."""
     log_file = MMLogger.get_current_instance().log_file  # WORK_DIR/TIMESTAMP/TIMESTAMP.log
-    return Path(log_file).parents[1] if log_file else Path()
+    return Path(log_file).absolute().parents[1] if log_file else Path()

@@ -27,7 +27,7 @@ FACTS = dict(device='cuda', gpu='a GPU', date='2026-01-01')
 def tool(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'tools')
     import gpu_report
-    monkeypatch.setattr(gpu_report, 'LEAST', 0)
+    monkeypatch.setattr(gpu_report, 'MIN_SECONDS', 0)
     monkeypatch.setattr(signal, 'signal', lambda *_: None)
     return gpu_report
 
@@ -131,7 +131,7 @@ def test_head_of_the_report(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, 'ones', fail)
     assert tool.describe_machine('cuda')[1].endswith('no kernel image is available')
     driver.write_text('#!/bin/sh\nexit 9\n')
-    assert tool.ask_driver() == dict(driver='unknown')
+    assert tool.ask_driver('0') == dict(driver='unknown')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

@@ -43,7 +43,7 @@ CONFIGS = dict(fp32='bisenetv2_fcn_cityscapes.py', bf16='bisenetv2_fcn_bf16_city
                fp16='bisenetv2_fcn_fp16_cityscapes.py')
 TRTEXEC = '/usr/src/tensorrt/bin/trtexec'  # NVIDIA's packages do not put it on the PATH.
 TESTS = 'gpu and not gpus and not gpu_report and not without_a_gpu'
-LEAST = 5  # seconds that a stage needs to be worth its start
+MIN_SECONDS = 5  # seconds that a stage needs to be worth its start
 COLUMNS = dict(  # keys of the benchmarks' results, and their heads in the report
     mmseg_ms='MMSegmentation, ms', ours_ms='ours, ms', end_to_end_ms='end to end, ms',
     network_ms='network, ms', fps='pictures a second', ratio='times as fast (quartiles)',
@@ -132,7 +132,7 @@ def describe_machine(device: str) -> tuple[dict[str, Any], str]:
     facts.update(
         gpu=gpu.name, gpu_memory_gib=round(total / 2 ** 30, 1),
         gpu_memory_free_gib=round(free / 2 ** 30, 1), capability=f'{gpu.major}.{gpu.minor}',
-        **ask_driver(), cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
+        **ask_driver(str(gpu.uuid)), cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
         tf32='convolutions ' + ('on' if torch.backends.cudnn.allow_tf32 else 'off')
         + ', matrix products ' + ('on' if torch.backends.cuda.matmul.allow_tf32 else 'off')
         + ", PyTorch's defaults",
@@ -153,10 +153,11 @@ def explain_missing_gpu() -> str:
             f'older than CUDA {torch.version.cuda} needs, or CUDA_VISIBLE_DEVICES hides it')
 
 
-def ask_driver() -> dict[str, str]:
-    """What nvidia-smi knows of the first GPU; nothing where it does not answer."""
+def ask_driver(uuid: str) -> dict[str, str]:
+    """What nvidia-smi knows of a GPU; nothing where it does not answer."""
     keys = dict(driver='driver_version', power_limit='power.limit', sm_clock_limit='clocks.max.sm')
-    command = ['nvidia-smi', f'--query-gpu={",".join(keys.values())}', '--format=csv,noheader']
+    command = ['nvidia-smi', f'--id=GPU-{uuid}', f'--query-gpu={",".join(keys.values())}',
+               '--format=csv,noheader']
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -221,7 +222,7 @@ def plan(device: str, sizes: Sizes, out: Path) -> list[Stage]:
 def training_command(device: str, precision: str, sizes: Sizes, folder: Path, batch: int
                      ) -> list[str]:
     """`mim train` with a config as it is, but for data, size and length."""
-    toy, crop = out_toy(folder.parent), '({},{})'.format(*sizes.training_crop)
+    toy, crop = toy_folder(folder.parent), '({},{})'.format(*sizes.training_crop)
     scale = '({1},{0})'.format(*sizes.frame)
     options = {
         'train_dataloader.dataset.data_root': toy, 'val_dataloader.dataset.data_root': toy,
@@ -239,7 +240,7 @@ def training_command(device: str, precision: str, sizes: Sizes, folder: Path, ba
             *(f'{key}={value}' for key, value in options.items())]
 
 
-def out_toy(out: Path) -> Path:
+def toy_folder(out: Path) -> Path:
     """The folder of the toy scenes."""
     return out / 'toy_cityscapes'
 
@@ -333,7 +334,7 @@ def run_stage(stage: Stage, device: str, out: Path, deadline: float) -> dict[str
     log = out / 'logs' / f'{stage.name}.log'
     while True:
         left = end - time.monotonic()
-        if left < LEAST:
+        if left < MIN_SECONDS:
             record['status'] = 'out of time'
             record['notes'].append('no time was left for it')
             break
@@ -512,7 +513,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C does
-    deadline = time.monotonic() + 60 * args.minutes - LEAST  # which the report may take
+    deadline = time.monotonic() + 60 * args.minutes - MIN_SECONDS  # which the report may take
     # A process that opens the GPU keeps some of its memory, so that another one looks at it.
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         facts, problem = pool.submit(describe_machine, args.device).result()
@@ -524,12 +525,18 @@ def main() -> None:
     names = [stage.name for stage in stages]
     if unknown := set(args.stages or ()) - set(names):
         sys.exit(f'--stages {" ".join(sorted(unknown))}: expected some of {" ".join(names)}')
-    for old in ('benchmarks', 'logs', 'report.md', *names, 'tests.xml'):
+    if 'tensorrt' in (args.stages or ()) and 'training-fp32' not in args.stages:
+        sys.exit('--stages tensorrt exports what training-fp32 trains: name both')
+    if out.exists() and any(out.iterdir()) and not (out / 'report.md').exists():
+        sys.exit(f'{out} holds no earlier report: expected a new folder for --out')
+    trainings = [name for name in names if name.startswith('training-')]
+    for old in ('benchmarks', 'logs', *trainings, 'tests.xml'):
         path = out / old
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (out / 'benchmarks').mkdir(parents=True)
+    write_report(out, facts, [])  # at once, so that a report that was broken off can be replaced
     print(', '.join(f'{key} {value}' for key, value in facts.items()), flush=True)
-    make_toy_cityscapes(out_toy(out), *sizes.toy)
+    make_toy_cityscapes(toy_folder(out), *sizes.toy)
     records: list[dict[str, Any]] = []
     try:
         for stage in stages:

@@ -137,7 +137,7 @@ def convert_checkpoint(source: str, target: str, to: str = 'mmsegmentation',
         strip: Keep what inference needs: no auxiliary heads, optimiser or message hub.
         half: Store the weights of convolutions in FP16, which halves the file. A network that
             loads it computes in FP32 as before. Normalisation stays in FP32: its variances may
-            be smaller or larger than FP16 can say.
+            be smaller or larger than FP16 can represent.
 
     Returns:
         ``tensors``, ``parameters`` and ``bytes`` (of the tensors) before and after.
@@ -164,8 +164,9 @@ def convert_checkpoint(source: str, target: str, to: str = 'mmsegmentation',
     if half:
         state = {key: value.half() if value.ndim > 1 and value.is_floating_point() else value
                  for key, value in state.items()}
-        for key, value in state.items():  # FP16 ends at 65504
-            check_tensor(f'{source}: {key} in FP16', value)
+        for key, value in state.items():
+            if value.dtype == torch.half:  # which ends at 65504
+                check_tensor(f'{source}: {key} in FP16', value)
     write_checkpoint(dict(
         mmsegmentation={**checkpoint, 'state_dict': state},
         sssegmentation={'model': state},

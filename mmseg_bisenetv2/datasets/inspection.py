@@ -287,15 +287,19 @@ def _compare(splits: Mapping[str, Split]) -> None:
 class _Resizing:
     """How a pipeline resizes pictures, if it keeps their shape."""
 
-    scale: tuple[int, int] | None = None  # Into which they are fitted; None leaves them.
-    ratios: tuple[float, float] = (1, 1)  # Times which.
+    scale: tuple[int, int] | None = None  # (long, short) side to fit into; None: not resized
+    ratios: tuple[float, float] = (1, 1)  # least and largest random factor on the scale
     crop_size: tuple[int, int] | None = None  # (height, width)
 
     @classmethod
-    def of(cls, dataset: BaseSegDataset) -> '_Resizing | None':
+    def from_dataset(cls, dataset: BaseSegDataset) -> '_Resizing | None':
         """Reads a pipeline; None if a size follows from something else than these three."""
         found = cls()
         for transform in dataset.pipeline.transforms:
+            # RandomChoiceResize, Resize by a factor, ResizeShortestEdge
+            if any(getattr(transform, name, None)
+                   for name in ('scales', 'scale_factor', 'max_size')):
+                return None
             crop_size = getattr(transform, 'crop_size', None)
             if isinstance(crop_size, (list, tuple)) and len(crop_size) == 2:
                 found.crop_size = crop_size[0], crop_size[1]
@@ -318,7 +322,7 @@ class _Resizing:
 
 def _check_sizes(train: Split, tested: Split | None) -> None:
     """Adds warnings of crops that pictures do not fill, and of sizes that training never shows."""
-    training = _Resizing.of(train.pairs[0][0])
+    training = _Resizing.from_dataset(train.pairs[0][0])
     if training is None:
         return
     number, example = 0, ''
@@ -332,7 +336,10 @@ def _check_sizes(train: Split, tested: Split | None) -> None:
             f'crop_size={training.crop_size}, (height, width), is larger than {number} of '
             f'{len(train.pairs)} pictures, before they are scaled at random: {example}. The rest '
             'of a crop is padding')
-    if tested is None or not tested.pairs or (testing := _Resizing.of(tested.pairs[0][0])) is None:
+    if tested is None or not tested.pairs:
+        return
+    testing = _Resizing.from_dataset(tested.pairs[0][0])
+    if testing is None:
         return
     size, size_tested = (split.sizes.most_common(1)[0][0] for split in (train, tested))
     low, high = (ratio * training.factor(size) for ratio in training.ratios)

@@ -69,7 +69,7 @@ class ValidatedDataset(MMSegBaseSegDataset):
                 hint = suggest_conversion(list_local(self, 'img_path') or [])
                 raise FileNotFoundError(
                     f'{name}: no folder {osp.abspath(folder)}. {self.remedy.rstrip(".")}{hint}')
-        # Tools of MMSegmentation read this attribute where they mean the property.
+        # MMSegmentation's tools read METAINFO, which lacks the classes that a config gives.
         self.METAINFO = self.metainfo
         data_list = super().load_data_list()
         folder = self.data_prefix['img_path']

@@ -290,7 +290,7 @@ def _from_exported_file(path: Path, checkpoint: str | os.PathLike | None,
         raise ValueError(f'{path} says that it has {len(metadata.classes)} classes, but its logits '
                          f'are {found}, expected (1, {len(metadata.classes)}, height, width)')
     if isinstance(runtime, OpenVINORuntime) and not metadata.size:
-        runtime.forget()
+        runtime.forget()  # Else the trial's size would take the place of the first real one.
     return runtime, metadata, precision
 
 

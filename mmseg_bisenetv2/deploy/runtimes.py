@@ -95,7 +95,7 @@ class TorchRuntime:
         self.network: Any = (ProgramLogits(move_to_device_pass(network, str(device)))
                                   if isinstance(network, ExportedProgram) else network.to(device))
         self.compiled: Any = None
-        self.compiling_thread = 0
+        self.thread = threading.local()  # has "compiled" in the thread that compiled
 
     def compile(self, frames: np.ndarray) -> None:
         """Has PyTorch compile the network once, with CUDA graphs; warns where it cannot.
@@ -118,14 +118,14 @@ class TorchRuntime:
                 print_log('PyTorch could not compile the network, which runs as it is: '
                           f'{reason[0]}', logger='current', level=logging.WARNING)
                 return
-            self.compiled, self.compiling_thread = network, threading.get_ident()
+            self.compiled, self.thread.compiled = network, True
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """See the module."""
         with torch.inference_mode():
             inputs = torch.from_numpy(frames).to(self.device)
             if self.compiled is None or not (
-                    GRAPHS_IN_ANY_THREAD or threading.get_ident() == self.compiling_thread):
+                    GRAPHS_IN_ANY_THREAD or getattr(self.thread, 'compiled', False)):
                 return self.network(inputs)
             with self.lock:  # The next replay of a CUDA graph overwrites what this one returns.
                 return self.compiled(inputs).clone()
@@ -189,7 +189,7 @@ class OpenVINORuntime:
         threads: How many; all cores by default.
     """
 
-    MAX_SIZES = 5  # That have a compilation of their own.
+    MAX_SIZES = 5  # how many sizes get a compiled model of their own
     ANY_SIZE = (-1, -1, -1, 3)
 
     def __init__(self, model: Any, precision: str, threads: int | None = None) -> None:

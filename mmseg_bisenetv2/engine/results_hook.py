@@ -19,7 +19,6 @@ from mmseg_bisenetv2.registry import HOOKS
 from mmseg_bisenetv2.visualization import draw_confusion, draw_curves, draw_sample
 
 PICTURES = 6
-PREDICT_TOOL = Path(__file__).parents[1] / '.mim/tools/predict.py'
 
 
 @HOOKS.register_module()
@@ -66,7 +65,7 @@ class ResultsHook(Hook):
     def _choose(self, runner: Runner, name: str) -> None:
         self.wanted, self.samples = set(), []
         if self._writes():
-            with self._warning(runner):
+            with self._errors_as_warnings(runner):
                 loader = getattr(runner, name)
                 number = min(len(loader) * (loader.batch_size or 1), len(loader.dataset))
                 self.wanted = set(np.linspace(0, number - 1, PICTURES).round().astype(int).tolist())
@@ -84,7 +83,7 @@ class ResultsHook(Hook):
     def _keep(self, runner: Runner, batch_idx: int, loader: DataLoader, outputs: Sequence) -> None:
         for place, sample in enumerate(outputs, batch_idx * (loader.batch_size or 1)):
             if place in self.wanted and 'gt_sem_seg' in sample:
-                with self._warning(runner):
+                with self._errors_as_warnings(runner):
                     self.example = sample.img_path
                     self.samples.append((sample.img_path, *(
                         labels.data[0].byte().cpu().numpy()
@@ -94,34 +93,36 @@ class ResultsHook(Hook):
         """Writes the curve, and the rest if the validation was the best."""
         if not self._writes():
             return
-        with self._warning(runner):
+        with self._errors_as_warnings(runner):
             self._draw_curve(runner)
         best = _find_checkpoint(runner, 'best_ckpt')
         if best is None or best != self.best:
             self.best = best
-            with self._warning(runner):
+            with self._errors_as_warnings(runner):
                 self._write(runner, 'val', runner.val_evaluator, runner.val_dataloader.dataset)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Writes class scores, confusion matrix and pictures."""
         if not self._writes():
             return
-        with self._warning(runner):
+        with self._errors_as_warnings(runner):
             self._write(runner, 'test', runner.test_evaluator, runner.test_dataloader.dataset)
-            runner.logger.info(f'Class scores, confusion matrix and pictures of this test: '
-                               f'{shorten(Path(runner.work_dir) / "test_*")}')
+            written = sorted(Path(runner.work_dir).glob('test_*'))
+            if written:
+                runner.logger.info('Of this test: ' + ', '.join(map(_shorten, written)))
 
     def _write(self, runner: Runner, name: str, evaluator: Evaluator, dataset: Any) -> None:
         folder = Path(runner.work_dir)
         classes, palette = (dataset.metainfo[key] for key in ('classes', 'palette'))
+        pictures = folder / f'{name}_pictures'
+        for earlier in (folder / f'{name}_classes.md', folder / f'{name}_confusion.png',
+                        *pictures.glob('[0-9]_*.png')):
+            earlier.unlink(missing_ok=True)  # It would pass for this one's.
         confusions = [metric.confusion for metric in evaluator.metrics
                       if isinstance(metric, IoUMetric) and metric.confusion is not None]
         for confusion in confusions[:1]:
             (folder / f'{name}_classes.md').write_text(format_class_table(confusion, classes))
-            draw_confusion(confusion, classes, folder / f'{name}_confusion.png')
-        pictures = folder / f'{name}_pictures'
-        for earlier in pictures.glob('[0-9]_*.png'):
-            earlier.unlink()
+            draw_confusion(confusion[:-1, :-1], classes, folder / f'{name}_confusion.png')
         for number, (path, truth, prediction) in enumerate(self.samples, 1):
             draw_sample(mmcv.imread(path), truth, prediction, classes, palette,
                         pictures / f'{number}_{Path(path).stem}.png')
@@ -131,18 +132,18 @@ class ResultsHook(Hook):
         """Writes the last curve, and logs how to predict."""
         if not self._writes():
             return
-        with self._warning(runner):
+        with self._errors_as_warnings(runner):
             self._draw_curve(runner)
             config = Path(runner.work_dir) / Path(
                 runner.cfg.filename or f'{runner.timestamp}.py').name  # MMEngine's copy.
             best = _find_checkpoint(runner, 'best_ckpt')
             checkpoint = best or _find_checkpoint(runner, 'last_ckpt')
             if checkpoint:
-                command = shlex.join([
-                    'python', shorten(PREDICT_TOOL.resolve()), shorten(self.example), '--config',
-                    shorten(config), '--checkpoint', shorten(checkpoint), '--out', 'predictions'])
+                command = 'python -m mmseg_bisenetv2 predict ' + shlex.join([
+                    _shorten(self.example), '--config', _shorten(config), '--checkpoint',
+                    _shorten(checkpoint), '--out', 'predictions'])
                 runner.logger.info(f'{"Best" if best else "Last"} checkpoint: '
-                                   f'{shorten(checkpoint)}. To predict with it: {command}')
+                                   f'{_shorten(checkpoint)}. To predict with it: {command}')
 
     def _draw_curve(self, runner: Runner) -> None:
         work_dir = Path(runner.work_dir)
@@ -153,7 +154,7 @@ class ResultsHook(Hook):
         return self.enabled and is_main_process()
 
     @contextlib.contextmanager
-    def _warning(self, runner: Runner) -> Iterator[None]:
+    def _errors_as_warnings(self, runner: Runner) -> Iterator[None]:
         """Turns whatever goes wrong into a warning: no run is lost for a picture."""
         try:
             yield
@@ -168,7 +169,7 @@ def _find_checkpoint(runner: Runner, key: str) -> str | None:
     return runner.message_hub.get_info(found[0]) if found else None
 
 
-def shorten(path: str | Path) -> str:
+def _shorten(path: str | Path) -> str:
     """Returns a path from the current folder on, if it lies below it."""
     absolute, current = os.path.abspath(path), os.getcwd() + os.sep
     return absolute.removeprefix(current) if '://' not in str(path) else str(path)

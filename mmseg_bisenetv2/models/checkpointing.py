@@ -87,8 +87,8 @@ def recompute_activations(layers: Sequence[ConvModule], x: Tensor,
     Args:
         layers: One after the other.
         x: Their input.
-        last: What follows, a convolution in the end. None is nothing: what the last layer gives
-            is then kept.
+        last: Called on the last layer's output; it has to end with a convolution. None: the last
+            layer's output is returned, and kept.
     """
     def convolve(layer: ConvModule, x: Tensor) -> Tensor:
         return layer(x, activate=False, norm=False)

@@ -65,6 +65,8 @@ class FCNHead(MMSegFCNHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of the backbone -> logits (N, classes, h, w)."""
+        # A subclass that computes its features in another way, and a head that concatenates its
+        # input, go MMSegmentation's way.
         if (not self.concat_input and isinstance(self.convs, nn.Sequential)
                 and recomputes_activations(self, self.convs, self.with_cp)
                 and getattr(self._forward_feature, '__func__', None)

@@ -83,7 +83,7 @@ class EncoderDecoder(MMSegEncoderDecoder):
         features = super().extract_feat(inputs)
         if all(isinstance(head, MMSegFCNHead) for head in self._heads()):
             return features
-        return [feature.contiguous() for feature in features]
+        return _contiguous(features)
 
     def init_weights(self) -> None:
         """Draws the initial weights, as MMEngine's runner asks for before a training."""
@@ -218,3 +218,10 @@ class SegLogits(PixelData):
         logits = resize(logits, (rows.out, columns.out))
         # ``low`` is an array after PixelData.numpy().
         return logits.numpy() if isinstance(self.low, np.ndarray) else logits
+
+
+def _contiguous(features: Any) -> Any:
+    """Feature maps in contiguous memory, nested as the backbone has given them."""
+    if isinstance(features, (list, tuple)):
+        return type(features)(map(_contiguous, features))
+    return features.contiguous()

@@ -368,6 +368,20 @@ def test_other_heads_in_channels_last(head):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-9 * float(theirs.abs().max()))
 
 
+def test_backbones_that_give_a_single_map():
+    """DDRNet and PIDNet do so when they predict, a tuple when they train."""
+    config = dict(
+        backbone=dict(type='DDRNet', channels=8, ppm_channels=8, norm_cfg=NORM),
+        decode_head=dict(type='DDRHead', in_channels=32, channels=8, num_classes=4, norm_cfg=NORM,
+                         align_corners=False, loss_decode=[dict(type='CrossEntropyLoss')] * 2),
+        data_preprocessor=PREPROCESSOR)
+    theirs, ours = (MODELS.build(ConfigDict(type=kind, **config)).eval()
+                    for kind in ('EncoderDecoder', 'mmseg_bisenetv2.EncoderDecoder'))
+    ours.load_state_dict(theirs.state_dict())
+    for sample, expected in zip(predict(ours), predict(theirs), strict=True):
+        assert torch.equal(sample.seg_logits.data, expected.seg_logits.data)
+
+
 def test_padding_that_a_head_would_train_on_is_refused():
     with pytest.raises(ValueError, match=r'seg_pad_val=0, and FCNHead ignores 255.*'
                                          r'Expected.*dict\(seg_pad_val=255\)'):

@@ -51,7 +51,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         for path, truth in zip(paths, truths, strict=True):
             confusion += IoUMetric.intersect_and_union(
                 torch.from_numpy(step(read_image(path))), truth, stock.num_classes,
-                255).to_dense()
+                dataset.ignore_index).to_dense()
         rows.append(dict(setting=f'{format_size((height, width))}, {name}',
                          miou=mean_iou(confusion), end_to_end_ms=1000 * float(
                              np.median(times[name])),
