@@ -374,7 +374,7 @@ def test_backbones_that_give_a_single_map():
         backbone=dict(type='DDRNet', channels=8, ppm_channels=8, norm_cfg=NORM),
         decode_head=dict(type='DDRHead', in_channels=32, channels=8, num_classes=4, norm_cfg=NORM,
                          align_corners=False, loss_decode=[dict(type='CrossEntropyLoss')] * 2),
-        data_preprocessor=PREPROCESSOR)
+        data_preprocessor=PREPROCESSOR, train_cfg=dict(), test_cfg=dict(mode='whole'))
     theirs, ours = (MODELS.build(ConfigDict(type=kind, **config)).eval()
                     for kind in ('EncoderDecoder', 'mmseg_bisenetv2.EncoderDecoder'))
     ours.load_state_dict(theirs.state_dict())
