@@ -74,7 +74,9 @@ def test_two_classes_are_not_advised_to_share_a_channel():
 
 def start(config):
     """What the runner does with the hook when a run starts."""
-    HOOKS.build(config.default_hooks.settings).before_run(SimpleNamespace(cfg=config))
+    hook = HOOKS.build(config.default_hooks.settings)
+    hook.before_run(SimpleNamespace(cfg=config))
+    hook.before_train(SimpleNamespace(cfg=config))
 
 
 @pytest.mark.parametrize('options', [
@@ -84,13 +86,22 @@ def test_option_that_comes_too_late_is_refused(options):
     config = Config.fromfile(CONFIG)
     config.merge_from_dict(options)
     name = next(iter(options)).split('.')[0]
-    with pytest.raises(ValueError, match=f'{name}=.* has no effect.*Change it in a copy'):
+    with pytest.raises(ValueError, match=f'{name}=.* has no effect.*Change it in that file'):
         start(config)
 
 
 def test_other_options_and_a_dumped_config_pass(tmp_path):
     config = Config.fromfile(CONFIG)
-    config.merge_from_dict({'train_cfg.max_iters': 5, 'train_dataloader.batch_size': 2})
+    config.merge_from_dict({'train_cfg.val_interval': 5, 'train_dataloader.batch_size': 2})
     start(config)
     config.dump(tmp_path / 'dumped.py')
     start(Config.fromfile(tmp_path / 'dumped.py'))
+
+
+def test_training_that_ends_elsewhere_than_its_schedule_is_refused():
+    config = Config.fromfile(CONFIG)
+    config.merge_from_dict({'train_cfg.max_iters': 6})
+    with pytest.raises(ValueError, match=r'max_iters=6, .* for max_iters=40000\. Change'):
+        start(config)
+    config.train_cfg = None  # As of a config that only tests.
+    start(config)
