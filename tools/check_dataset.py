@@ -31,26 +31,37 @@ def main() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         metavar='KEY=VALUE', help='overrides the config')
     args = parser.parse_args()
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options)
+    try:
+        config = Config.fromfile(args.config)
+        config.merge_from_dict(args.cfg_options)
+    except Exception as error:  # A config is code, which may raise anything.
+        sys.exit(f'{args.config} cannot be read: {type(error).__name__}: '
+                 + ' '.join(str(error).split()))
+    if 'model' not in config or not any(config.get(f'{name}_dataloader') for name in args.split):
+        sys.exit(f'{args.config}: expected a model, and a data loader of {", ".join(args.split)}')
     init_default_scope('mmseg')
     MMLogger.get_instance('check_dataset', log_level='ERROR')  # The tables say what it would.
     splits = inspection.inspect_config(config, args.split, args.num_workers)
     versions, warnings = inspection.describe_installation()
     errors = [error for split in splits.values() for error in split.errors]
     picture = Path(args.picture or f'work_dirs/{Path(args.config).stem}/dataset.png')
-    inspection.draw_pairs(splits, picture)
+    drawn = any(split.pairs for split in splits.values())
+    if drawn:
+        inspection.draw_pairs(splits, picture)
     if args.json:
         print(json.dumps(dict(
             splits={name: split.to_json() for name, split in splits.items()},
-            installation=dict(versions=versions, warnings=warnings), picture=str(picture))))
+            installation=dict(versions=versions, warnings=warnings),
+            picture=str(picture) if drawn else None)))
     else:
         inspection.print_splits(splits)
         for warning in warnings:
             print(f'installation: warning: {warning}')
         print(', '.join(f'{name} {version}' for name, version in versions.items()))
-        print(f'Pictures under their label maps: {picture}')
-        print(f'A training would fail: {len(errors)} errors' if errors
+        if drawn:
+            print(f'Pictures under their label maps: {picture}')
+        plural = 's' if len(errors) > 1 else ''
+        print(f'A training would fail: {len(errors)} error{plural}' if errors
               else f'A training can start: mim train mmseg {args.config}')
     sys.exit(1 if errors else 0)
 

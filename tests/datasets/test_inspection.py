@@ -259,8 +259,30 @@ def test_exit_code_is_1_with_errors_and_0_with_warnings(root, config, run):
     for damage in (break_id, break_folder):  # Nothing of val is left to be drawn.
         damage(root, config)
     code, out = run()
-    assert code == 1 and 'A training would fail: 2 errors' in out
+    assert code == 1 and 'A training would fail: 2 errors' in out and 'dataset.png' in out
     assert 'train: error: 2 classes, but there are ids beyond' in out and 'no class' in out
+
+
+def test_no_picture_is_named_if_nothing_could_be_loaded(root, config, run):
+    break_folder(root, config)
+    code, out = run('--split', 'val')
+    assert code == 1 and out.endswith('A training would fail: 1 error\n')
+    assert 'dataset.png' not in out and not list(root.parent.rglob('dataset.png'))
+    assert json.loads(run('--split', 'val', '--json')[1])['picture'] is None
+
+
+@pytest.mark.parametrize('content, message', [
+    (None, 'cannot be read: FileNotFoundError: '), ('a = (', 'cannot be read: SyntaxError: '),
+    ('a = 1 / 0', 'cannot be read: ZeroDivisionError: '),
+    ('a = 1', 'expected a model, and a data loader of train, val')])
+def test_config_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, content, message):
+    if content:
+        (tmp_path / 'mine.py').write_text(content + '\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['check_dataset.py', 'mine.py'])
+    with pytest.raises(SystemExit, match=f'^mine.py:? {message}') as end:
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert '\n' not in end.value.code  # Python prints a text and exits with 1.
 
 
 def hide_class(root, config):
