@@ -93,7 +93,7 @@ def test_pictures_and_a_video(tool, tmp_path):
     assert Fake.made == (('c.py', 'c.pth'), dict(
         backend='torch', precision='bf16', device='cpu', size=(16, 24), threads=1))
     assert f'{out}/overlay: 2 files' in text and f'{out}/labels: 6 files' in text
-    assert '6 frames, 0 of a camera dropped; a backend, a precision' in text
+    assert '6 frames; a backend, a precision' in text
     assert '1000.0 frames per second, network' in text  # that of the fake
     assert 'frames per second, end to end' in text
     assert '6/6' in errors  # the bar
@@ -101,8 +101,9 @@ def test_pictures_and_a_video(tool, tmp_path):
 
 
 def test_exported_model_takes_the_place_of_the_config(tool, tmp_path):
-    code, _, _ = tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out')
+    code, text, _ = tool(save(tmp_path / 'a.png'), '--model', 'm.onnx', '--out', tmp_path / 'out')
     assert code == 0 and Fake.made[0] == ('m.onnx', None)
+    assert f'{tmp_path}/out/overlay: 1 file\n1 frame; ' in text
     assert (tmp_path / 'out/overlay/a.jpg').exists()
 
 
@@ -111,7 +112,7 @@ def test_unreadable_inputs_are_listed_and_end_with_1(tool, tmp_path):
     (tmp_path / 'b.png').write_bytes(b'broken')
     code, text, errors = tool(tmp_path / '?.png', tmp_path / 'c.png', '--model', 'm.onnx',
                               '--out', tmp_path / 'out')
-    assert code == 1 and '1 frames' in text
+    assert code == 1 and '1 frame; ' in text
     first, second = errors.split('Not read, or not to the end:\n')[1].splitlines()
     assert first == f'{tmp_path}/c.png: no picture or video there'
     assert second.startswith(f'{tmp_path}/b.png')
@@ -214,8 +215,8 @@ def test_a_signal_leaves_a_whole_video(tmp_path, number, code):
     text = log.read_text()
     assert process.exitcode == code, text
     frames = count(film)
-    assert 2 <= frames < 2000 and f'interrupted; {frames} frames, 0 of a camera dropped' in text
-    assert f'{tmp_path / "out"}/overlay: 1 files' in text
+    assert 2 <= frames < 2000 and f'interrupted; {frames} frames; ' in text
+    assert f'{tmp_path / "out"}/overlay: 1 file\n' in text
     assert 'Traceback' not in text
 
 
@@ -285,6 +286,7 @@ def test_damaged_films_and_missing_cameras_print_a_line_each(tmp_path):
                        tmp_path / 'out'], log) as process:
         pass
     assert process.exitcode == 1
+    assert ' frames, 0 of a camera dropped; ' in log.read_text()
     listed = log.read_text().split('Not read, or not to the end:\n')[1].splitlines()
     assert [line.split(': ')[0] for line in listed] == [
         str(tmp_path / 'torn.mkv'), '77', '/dev/null']
@@ -308,7 +310,7 @@ def test_pictures_and_videos_through_the_network(run, tmp_path):
         tmp_path / 'in', '--config', config, '--checkpoint', weights, '--out', tmp_path / 'out',
         '--write', 'overlay', 'labels', 'label-ids', '--backend', 'torch', '--precision', 'fp32')
     assert code == 0, errors
-    assert '4 frames, 0 of a camera dropped' in text and 'network' in text
+    assert '4 frames; ' in text and 'network' in text
     predictor = mmseg_bisenetv2.deploy.Predictor(
         config, weights, backend='torch', precision='fp32')
     model = init_model(str(config), str(weights), device='cpu')

@@ -119,9 +119,11 @@ def main() -> None:
     except OSError as error:
         sys.exit(f'Stopped: {error}')
     for output, files in writer.files.items():
-        print(f'{args.out}/{output}: {files} files')
+        print(f'{args.out}/{output}: {files} file{"" if files == 1 else "s"}')
     interrupted = 'interrupted; ' if caught else ''
-    print(f'{interrupted}{summary.frames} frames, {summary.dropped} of a camera dropped; '
+    live = any(source.kind == 'live' for source in found)
+    dropped = f', {summary.dropped} of a camera dropped' if live else ''
+    print(f'{interrupted}{summary.frames} frame{"" if summary.frames == 1 else "s"}{dropped}; '
           f'{predictor.backend}, {predictor.precision}')
     if summary.frames > 1:  # the first is left out: it pays for compilation
         for what, seconds in (('end to end', summary.seconds),
