@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 
 from mmseg_bisenetv2.atomic_write import write_atomically
-from mmseg_bisenetv2.datasets.label_conversion import make_palette
+from mmseg_bisenetv2.datasets.label_conversion import CLASSES_FILE, make_palette
 from mmseg_bisenetv2.decoding import decode_image
 
 TEMPLATE = Path(__file__).parent / '.mim/configs/bisenetv2_fcn_custom.py'
@@ -46,15 +46,17 @@ crop_size = {crop_size}  # (height, width) of the training crops
 '''
 
 
-def write_config(path: str | Path, data_root: str | Path, classes: Sequence[str],
+def write_config(path: str | Path, data_root: str | Path, classes: Sequence[str] | None = None,
                  size: tuple[int, int] | None = None, force: bool = False) -> str:
     """Writes a config that trains from any folder, with settings as in bisenetv2_fcn_custom.py.
 
     Args:
         path: The file to write, NAME.py.
-        data_root: Folder of the pictures and label maps. It may be missing if ``size`` is given.
+        data_root: Folder of the pictures and label maps. It may be missing if ``classes`` and
+            ``size`` are given.
         classes: Names of the classes, in the order of their ids. One that is the path of a file
-            stands for the names in its lines.
+            stands for the names in its lines. By default those of ``data_root/classes.txt``; if
+            that file is there, they must be the same.
         size: (width, height) of the pictures; by default, that of the first one.
         force: Whether an existing file is overwritten.
 
@@ -66,12 +68,15 @@ def write_config(path: str | Path, data_root: str | Path, classes: Sequence[str]
         OSError: If a file cannot be read or written.
         ValueError: If an argument cannot be used.
     """
-    path, data_root = Path(path).absolute(), Path(data_root).absolute()
+    path, data_root = Path(os.path.abspath(path)), Path(os.path.abspath(data_root))
     if path.suffix != '.py':
         raise ValueError(f'{path}: the name of a config ends with .py')
     if path.exists() and not force:
         raise FileExistsError(f'{path} is there already. --force overwrites it')
-    names = _read_classes(classes)
+    if not data_root.exists() and (classes is None or size is None):
+        raise ValueError(f'{data_root} does not exist. If the pictures come later, give --classes '
+                         'NAME,NAME and --size WIDTHxHEIGHT')
+    names = _find_classes(classes, data_root / CLASSES_FILE)
     img_suffix, found = _look_at_pictures(data_root)
     if size is None and found is None:
         raise ValueError(f'No pictures in {data_root / "img_dir/train"} yet: give their size, '
@@ -96,6 +101,20 @@ def write_config(path: str | Path, data_root: str | Path, classes: Sequence[str]
     write_atomically(text.encode(), str(path))
     return (f'{path}: {len(names)} classes, pictures *{img_suffix} of {width}x{height} in '
             f'{data_root}{"" if data_root.exists() else ", which is not there yet"}')
+
+
+def _find_classes(classes: Sequence[str] | None, file: Path) -> list[str]:
+    """Returns the names that were given, or those of the file beside the label maps."""
+    if not file.exists():
+        if classes is None:
+            raise ValueError(f'{file} is not there, so give the classes in the order of their ids, '
+                             '--classes NAME,NAME')
+        return _read_classes(classes)
+    written = _read_classes([str(file)])
+    if classes is not None and (given := _read_classes(classes)) != written:
+        raise ValueError(f'The classes {given} are not those of the label maps, {written} in the '
+                         f'order of their ids. Leave out --classes, or rename a class in {file}')
+    return written
 
 
 def _read_classes(classes: Sequence[str]) -> list[str]:

@@ -99,10 +99,12 @@ def test_classes_of_a_file(tmp_path, monkeypatch, capsys):
     (dict(classes='nowhere.txt'), r"No such file.*nowhere\.txt"),
     (dict(size='1024x16'), 'Pictures of 1024x16, expected 32 pixels or more'),
     (dict(data='.'), 'expected img_dir/{train,val}/NAME.jpg and .*convert_labels'),
-    (dict(data='none'), 'No pictures in .*none/img_dir/train yet: give their size, --size'),
+    (dict(data='none'), r'none does not exist\. If the pictures come later, give .*--size WIDTH'),
+    (dict(data='empty'), 'No pictures in .*empty/img_dir/train yet: give their size, --size'),
 ])
 def test_bad_values_are_refused_in_one_sentence(data, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty/img_dir/train').mkdir(parents=True)
     values = dict(path='my.py', data='data', classes='road,car') | changes
     options = [part for name, value in values.items() if name != 'path'
                for part in (f'--{name}', value)]
@@ -118,6 +120,38 @@ def test_size_is_two_numbers(tmp_path, monkeypatch, capsys, size):
         run(monkeypatch, tmp_path / 'my.py', '--data', tmp_path, '--classes', 'a,b',
             f'--size={size}')
     assert 'expected WIDTHxHEIGHT in pixels, such as 2048x1024' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('words', [
+    ['background,road,parked car'], ['background', 'road', 'parked car'],
+    ['background,', 'road,', 'parked car']])
+def test_classes_between_commas_or_spaces(data, tmp_path, monkeypatch, words):
+    run(monkeypatch, tmp_path / 'my.py', '--data', data, '--classes', *words)
+    assert Config.fromfile(tmp_path / 'my.py').classes == ('background', 'road', 'parked car')
+
+
+def test_classes_are_those_of_the_label_maps(data, tmp_path, monkeypatch):
+    arguments = [tmp_path / 'my.py', '--data', data]
+    with pytest.raises(SystemExit, match=r'classes\.txt is not there, so give .*--classes NAME'):
+        run(monkeypatch, *arguments)
+    (data / 'classes.txt').write_text('background\nobject\nroad\n')
+    for other in ('background,road,object', 'background,object,car', 'background,object'):
+        with pytest.raises(SystemExit, match=(
+                r"are not those of the label maps, \['background', 'object', 'road'\] in the order "
+                r'of their ids\. .*rename a class in .*classes\.txt')):
+            run(monkeypatch, *arguments, '--classes', other)
+    assert not (tmp_path / 'my.py').exists()
+    for same in ([], ['--classes', 'background', 'object', 'road']):
+        run(monkeypatch, *arguments, *same, '--force')
+        assert Config.fromfile(tmp_path / 'my.py').classes == ('background', 'object', 'road')
+
+
+def test_path_of_the_data_is_normalised(data, tmp_path, monkeypatch):
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    run(monkeypatch, '../elsewhere/my.py', '--data', '../data/', '--classes', 'a,b')
+    assert Config.fromfile('my.py').data.data_root == str(data)
+    assert '..' not in Path('my.py').read_text().partition('_base_')[0].replace('...', '')
 
 
 def test_existing_file_is_kept_unless_forced(data, tmp_path, monkeypatch):

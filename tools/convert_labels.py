@@ -4,9 +4,10 @@
     python tools/convert_labels.py PICTURES data/my_dataset --config configs/mine.py
 
 LabelMe and COCO .json, and label maps of colours, of 0 and 255, or of class ids are recognised.
-Pixels without a label become class 0, "background".
+Pixels without a label become class 0, "background", which --classes need not name.
 """
 import argparse
+import shlex
 import sys
 
 from mmengine.config import Config
@@ -26,8 +27,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--from', dest='kind', choices=KINDS, help='default: recognised')
     group = parser.add_mutually_exclusive_group()
     group.add_argument('--classes', nargs='+', default=(), metavar='NAME', help=(
-        'NAME=LABEL,LABEL for labels of another name, such as lane=#804080 or lane=7; ignore=LABEL '
-        'for 255; "cityscapes" for labelIds. Default: what is found'))
+        'in the order of their ids, between spaces or commas. "background" is put in front unless '
+        'you name it or say --ignore-unlabelled. NAME=LABEL,LABEL for labels of another name, such '
+        'as lane=#804080 or lane=7; ignore=LABEL for 255; "cityscapes" for labelIds. Default: what '
+        'is found, in alphabetical order'))
     group.add_argument('--config', help='takes the classes and the palette of its training data')
     parser.add_argument('--val', type=float, default=0.2, metavar='SHARE', help=(
         'for validation, unless folders are called train and val; default: %(default)s'))
@@ -58,6 +61,9 @@ def main() -> None:
     print(f'\nFor the config:\nclasses = {tuple(result.classes)}\npalette = {result.palette}\n'
           f'scale = {result.sizes.most_common(1)[0][0]}\ndata = dict(data_root={args["target"]!r}, '
           f'img_suffix={result.img_suffix!r}, seg_map_suffix=\'.png\')')
+    if not config:
+        print('\nNext: python -m mmseg_bisenetv2 new_config mine.py --data '
+              + shlex.quote(args['target']))
 
 
 if __name__ == '__main__':

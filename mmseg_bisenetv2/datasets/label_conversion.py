@@ -23,6 +23,7 @@ from mmseg_bisenetv2.datasets.label_files import Annotation, draw_map, read_json
 from mmseg_bisenetv2.datasets.label_ids import LABEL_IDS
 from mmseg_bisenetv2.decoding import decode_image, read_exif_orientation
 
+CLASSES_FILE = 'classes.txt'  # The names in the order of their ids, in the converted folder.
 KINDS = ('labelme', 'coco', 'colours', 'binary', 'ids')
 BLACK, WHITE = {'0', '#000000'}, {'1', '255', '#ffffff'}
 SPLIT_FOLDER = re.compile(r'(?:^|(?<=/))(train|val|test)(?:ing|id|idation)?\d*/', re.IGNORECASE)
@@ -56,6 +57,7 @@ def parse_classes(texts: Sequence[str], ignore_unlabelled: bool = False) -> dict
 
     Args:
         texts: Names, each with the labels that stand for it; the labels of ``ignore`` are ignored.
+            Names may stand between commas, too: ``road,car``. What follows a ``=`` is its labels.
             ``['cityscapes']`` stands for the 19 classes with their ids in ``*_labelIds.png``.
         ignore_unlabelled: If False, a class ``background`` is put in front where there is none.
 
@@ -67,9 +69,16 @@ def parse_classes(texts: Sequence[str], ignore_unlabelled: bool = False) -> dict
         return classes | {'ignore': [str(i) for i in range(34) if i not in LABEL_IDS.values()]}
     classes = {}
     for text in texts:
-        name, _, labels = text.partition('=')
-        classes.setdefault(name, []).extend(
-            label.lower() if '#' in label else label for label in labels.split(',') if label)
+        labels = None  # Those of the class before, behind its "=".
+        for part in filter(None, text.split(',')):
+            name, equals, label = part.partition('=')
+            if equals or labels is None:
+                found = classes.setdefault(name, [])
+                labels = found if equals else None
+            else:
+                label = part
+            if labels is not None and label:
+                labels.append(label.lower() if '#' in label else label)
     return classes if ignore_unlabelled or 'background' in classes else {'background': []} | classes
 
 
@@ -145,6 +154,7 @@ def convert_labels(
     """Writes ``target/{img_dir,ann_dir}/{train,val}``: all of it, or nothing if there is an error.
 
     Pictures are copied; those of several formats all become PNG, because a config names one suffix.
+    ``target/classes.txt`` has the names of the classes in the order of their ids.
 
     Args:
         source: The folder of the pictures; those in folders below count too.
@@ -165,10 +175,17 @@ def convert_labels(
         ValueError: If something is not understood; the message names the file.
     """
     source, target, labels = Path(source), Path(target), Path(labels or source)
+    if not source.is_dir():
+        raise FileNotFoundError(f'{source}: no folder of pictures')
+    if not labels.exists():
+        raise FileNotFoundError(f'{labels}: no folder or file of labels')
     _check_target(target, (source, labels), overwrite)
     kind, annotations, pictures = _read(source, labels, kind, img_suffix, seg_map_suffix)
     found = set().union(*(annotation.labels for annotation in annotations))
     names, ids = number_labels(kind, found, classes, palette, ignore_unlabelled)
+    for name in names:
+        if not name.strip() or not name.isprintable():  # It would be no line of CLASSES_FILE.
+            raise ValueError(f'{name!r} is no name of a class. Say --classes NAME=LABEL')
     for annotation in annotations:
         if unknown := annotation.labels - ids.keys():
             raise ValueError(f'{annotation.file}: the labels {_listed(unknown)} are of no class; '
@@ -185,6 +202,7 @@ def convert_labels(
                  new / 'ann_dir' / split / f'{name}.png')
                 for (path, annotation), (split, name) in zip(pairs.items(), places, strict=True)]
         counts = _in_threads('Writing pictures and label maps', partial(_convert, ids), jobs)
+        (new / CLASSES_FILE).write_text('\n'.join(names) + '\n', encoding='utf-8')
         if target.exists():
             os.rename(target, Path(temporary) / 'old')
         os.rename(new, target)
@@ -247,11 +265,11 @@ def split_pictures(keys: Sequence[str], val: float) -> list[tuple[str, str]]:
 def _check_target(target: Path, sources: Iterable[Path], overwrite: bool) -> None:
     new = target.resolve()
     for source in sources:
-        old = source.resolve(strict=True)  # FileNotFoundError names it.
+        old = source.resolve()
         if new == old or new in old.parents or old in new.parents:
             raise ValueError(f'{target}: lies in {source}, or around it. Choose a folder elsewhere')
     held = {path.name for path in target.iterdir()} if target.exists() else set()
-    if held - {'img_dir', 'ann_dir', CACHE_FOLDER}:
+    if held - {'img_dir', 'ann_dir', CACHE_FOLDER, CLASSES_FILE}:
         raise FileExistsError(f'{target}: holds {_listed(held)}, which is no earlier conversion. '
                               'Choose another folder')
     if held and not overwrite:

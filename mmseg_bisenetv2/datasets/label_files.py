@@ -47,6 +47,8 @@ def read_json(file: Path) -> tuple[str, list[Annotation]]:
                       for picture, size, shapes in read(content)]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'{file}: not as LabelMe or COCO write it ({error!r})') from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f'{file}: no valid JSON: {error}') from error
     except ValueError as error:
         raise ValueError(f'{file}: {error}') from error
 

@@ -80,11 +80,13 @@ def test_labelme(tmp_path):
     write_labelme(source, 'b', shape('car', [[6, 4], [6, 6]], 'circle'),
                   shape('_background_', rectangle(6, 0, 12, 8)))
     write_labelme(source, 'c')
+    (source / 'c.json').write_text('{"shapes": []}')  # All background.
     write_picture(source / 'unlabelled.jpg')
     result = convert_labels(source, target)
     assert result.kind == 'labelme' and result.img_suffix == '.jpg'
     assert result.classes == ['background', 'car', 'road'] and len(result.palette) == 3
     assert result.left_out == [source / 'unlabelled.jpg']
+    assert (target / 'classes.txt').read_text() == 'background\ncar\nroad\n'
     assert result.sizes == {(WIDTH, HEIGHT): 3}
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)
     expected[4:] = 2
@@ -310,7 +312,8 @@ def test_coco_without_its_picture(tmp_path):
 
 @pytest.mark.parametrize('name, content, message', [
     ('b.json', b'{}', r'b\.json: neither of LabelMe'),
-    ('b.json', b'{"shapes": [', r'b\.json: '),
+    ('b.json', b'{"shapes": [', r'b\.json: no valid JSON: Expecting value'),
+    ('b.json', b'\xff\xfe\xff', r'b\.json: no valid JSON: '),
     ('b.json', b'[1]', r'b\.json: neither of LabelMe'),
     ('b.json', b'{"annotations": [], "images": [], "categories": []}',
      r'b\.json: is of coco, expected labelme'),
@@ -376,14 +379,32 @@ def test_classes_as_typed():
         background=[], road=[], car=['#abcdef', '7', 'van'])
     assert parse_classes(['road', 'background']) == dict(road=[], background=[])
     assert parse_classes(['road'], ignore_unlabelled=True) == dict(road=[])
+    for texts in (['road,car'], ['road,', 'car'], ['background,road,car']):
+        assert list(parse_classes(texts).items()) == [
+            (name, []) for name in ('background', 'road', 'car')]
+    assert parse_classes(['road,drivable=lane,kerb', 'car,van']) == dict(
+        background=[], road=[], drivable=['lane', 'kerb'], car=[], van=[])
+    assert parse_classes(['road=7,car=26,27']) == dict(background=[], road=['7'], car=['26', '27'])
+
+
+@pytest.mark.parametrize('name', ['road\ncar', 'road\u2028car', ' '])
+def test_name_that_is_no_line_is_refused(tmp_path, name):
+    for picture in 'ab':
+        write_labelme(tmp_path / 'source', picture, shape(name, rectangle(0, 4, 12, 8)))
+    with pytest.raises(ValueError, match='is no name of a class'):
+        convert_labels(tmp_path / 'source', tmp_path / 'target')
+    assert not (tmp_path / 'target').exists()
 
 
 def test_target(tmp_path):
     source, target = tmp_path / 'source', tmp_path / 'target'
     for name in ('a', 'b'):
         write_labelme(source, name, ROAD)
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        convert_labels(tmp_path / 'nowhere', target)
+    for folder in (tmp_path / 'nowhere', source / 'a.jpg'):
+        with pytest.raises(FileNotFoundError, match=f'^{folder}: no folder of pictures$'):
+            convert_labels(folder, target)
+    with pytest.raises(FileNotFoundError, match=r'nowhere: no folder or file of labels$'):
+        convert_labels(source, target, tmp_path / 'nowhere')
     with pytest.raises(ValueError, match='lies in'):
         convert_labels(source, source / 'target')
     target.mkdir()
@@ -471,14 +492,17 @@ def run_tool(monkeypatch, *args):
 def test_command_line(tmp_path, monkeypatch, capsys):
     for name in 'abcde':
         write_labelme(tmp_path / 'source', name, shape('lane', rectangle(0, 4, 12, 8)))
-    run_tool(monkeypatch, tmp_path / 'source', tmp_path / 'target',
+    run_tool(monkeypatch, tmp_path / 'source', tmp_path / 'my target',
              '--classes', 'drivable=road,lane')
     out = capsys.readouterr().out
     assert 'Labels of the kind labelme' in out
     assert [line.split() for line in out.splitlines() if line.startswith('drivable')] == [
         ['drivable', '4', '50.00%', '1', '50.00%']]
     settings = {}
-    exec(out.split('For the config:')[1], settings)  # The lines are Python.
+    lines, last = out.split('For the config:')[1].split('\nNext: ')
+    exec(lines, settings)  # The lines are Python.
+    assert last == ('python -m mmseg_bisenetv2 new_config mine.py --data '
+                    f"'{tmp_path}/my target'\n")
     assert settings['classes'] == ('background', 'drivable') and settings['scale'] == (12, 8)
     dataset = DATASETS.build(dict(
         type='mmseg_bisenetv2.BaseSegDataset', **settings['data'],
@@ -488,7 +512,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
             dict(type='PackSegInputs')]))
     assert dataset[0]['data_samples'].gt_sem_seg.data.float().mean() == 0.5
     with pytest.raises(SystemExit, match='--overwrite'):
-        run_tool(monkeypatch, tmp_path / 'source', tmp_path / 'target')
+        run_tool(monkeypatch, tmp_path / 'source', tmp_path / 'my target')
 
 
 def test_command_line_with_a_config(tmp_path, monkeypatch, capsys):
@@ -498,5 +522,6 @@ def test_command_line_with_a_config(tmp_path, monkeypatch, capsys):
                   np.array([[0, 0, 0], [128, 64, 128], [0, 0, 0]])[INDICES])
     run_tool(monkeypatch, tmp_path / 'source', tmp_path / 'target', '--config',
              ROOT / 'configs/bisenetv2_fcn_custom.py')
-    assert "classes = ('background', 'drivable')" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "classes = ('background', 'drivable')" in out and 'new_config' not in out
     assert (read(tmp_path / 'target', 'a') == (INDICES == 1)).all()
