@@ -112,8 +112,6 @@ def check_mim(monkeypatch, words, made):
             assert (ROOT / 'configs' / given['config']).exists(), given['config']
         if arguments.cfg_options and given['config'] not in made:
             check_options_of_config(given['config'], arguments.cfg_options)
-    elif command == 'run' and rest[0] == 'new_config' and rest[1:]:
-        made.add(parse(monkeypatch, home / 'tools/new_config.py', rest[1:]).config)
     elif command == 'run':
         script, = home.glob(f'tools/**/{rest[0]}.py')
         for option in rest[1:]:
@@ -133,7 +131,7 @@ def check(monkeypatch, words, made):
     for word in words:
         if re.match(r'(configs|docs|mmseg_bisenetv2|tests|tools)/', word):
             assert word in made or (ROOT / word).exists() or 'cp' == words[0] or (
-                'tools/new_config.py' in words), word
+                'tools/new_config.py' in words or 'new_config' in words), word
     program = words[0].removeprefix('.venv/bin/')
     if program == 'cp':
         made.add(words[2])
@@ -158,7 +156,9 @@ def check(monkeypatch, words, made):
             if not find_spec('seaborn'):  # Which analyze_logs imports before it parses.
                 patch.setitem(sys.modules, 'seaborn', ModuleType('seaborn'))
             if words[3:] not in ([], ['TOOL']):
-                parse(monkeypatch, find_tools()[words[3]], words[4:])
+                arguments = parse(monkeypatch, find_tools()[words[3]], words[4:])
+                if words[3] == 'new_config':
+                    made.add(arguments.config)
     elif program in ('python', 'python3.11'):
         assert words[1] == '-m', words
     elif program != 'pytest':
