@@ -85,7 +85,7 @@ def build_stock(args: Namespace, images: list[torch.Tensor], checkpoint: Path) -
     stock = build_model(config, args.device).eval()
     stock.cfg = config
     if args.checkpoint:
-        stock.load_state_dict(init_model(ours, args.checkpoint, device='cpu').state_dict())
+        stock.load_state_dict(init_model(ours, str(args.checkpoint), device='cpu').state_dict())
     else:
         balance(stock, images)
     torch.save(dict(state_dict=stock.state_dict(), meta={}), checkpoint)
