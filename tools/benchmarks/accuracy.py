@@ -38,7 +38,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         images = [torch.from_numpy(frame).permute(2, 0, 1)]
         stock = build_stock(args, images, Path(folder, 'weights.pth'))
-        steps['MMSegmentation'] = lambda image: to_labels(inference_model(stock, image))[0]
+        steps['MMSegmentation'] = lambda image: to_labels(inference_model(stock, [image]))[0]
         for suffix, size in (('', (height, width)), (', half size', (height // 2, width // 2))):
             options = Namespace(**{**vars(args), 'size': size})
             for name, predictor in find_predictors(
