@@ -36,7 +36,7 @@ EACH_PAGE = pytest.mark.parametrize('page', PAGES, ids=NAMES)
 PLACEHOLDERS = dict(CONFIG='configs/bisenetv2_fcn_cityscapes.py', FILE='checkpoint.pth')
 CONFIG_KEYS = ('test_dataloader', 'test_evaluator', 'test_pipeline')  # not names of tests
 RUNNING = ('tools/convert_checkpoint.py', 'tools/export.py')
-NOT_RUN = ('int8', '--size', 'configs/mine.py')  # takes long, and tests/deploy does the same
+NOT_RUN = ('int8', '--size', 'mine.py')  # takes long, and tests/deploy does the same
 # What a page may name though it is not there
 ABSENT = ('configs/mine.py', 'tests/__init__.py', 'bisenetv2_fcn_WHAT_DATASET.py')
 # Programs of other projects, whose options are not looked at here.

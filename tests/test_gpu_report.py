@@ -111,7 +111,7 @@ def test_head_of_the_report(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda: (70 * 2 ** 30, 80 * 2 ** 30))
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda _: argparse.Namespace(
-        name='a GPU', major=9, minor=0))
+        uuid='0123',         name='a GPU', major=9, minor=0))
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
     driver = tmp_path / 'nvidia-smi'
     driver.write_text('#!/bin/sh\necho "580.1, 700.00 W, 1980 MHz"\n')
@@ -287,7 +287,7 @@ def test_report(tool, training, tmp_path):
     assert '| 2 x 64x128 | 4 | 2 | 2 (1.5 to 2.5) |' in text and '### Evaluation' not in text
     assert '`python tools/benchmark.py loss --device cuda --json gpu_loss.json`' in text
     assert text.count('Trainings by mim') == 1
-    assert re.findall(r'\| `(\w+).py` \| 4 x 512x1024 \| 40 \| 9 \| 6 \|', text) == ['fp32', 'fp16']
+    assert re.findall(r'\| `(\w+).py` \| 4 x 1024x512 \| 40 \| 9 \| 6 \|', text) == ['fp32', 'fp16']
     picture = tmp_path / re.findall(r'\]\((.*)\)', text)[0]
     assert cv2.imread(str(picture)).std() > 10
     content = json.loads((tmp_path / 'benchmarks/gpu.json').read_text())

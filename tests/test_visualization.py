@@ -150,6 +150,7 @@ def test_figures_leave_a_notebooks_backend_alone(tmp_path):
     write_log(tmp_path, 'run', losses(1, 1, 2.0))
     before = matplotlib.get_backend()
     pyplot.switch_backend('svg')
+    pyplot.close('all')  # those of other tests
     try:
         draw_curves(dict(run=tmp_path), tmp_path / 'a.png')
         draw_confusion(np.eye(2), 'ab', tmp_path / 'new/b.png')
