@@ -111,7 +111,7 @@ def test_head_of_the_report(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda: (70 * 2 ** 30, 80 * 2 ** 30))
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda _: argparse.Namespace(
-        uuid='0123',         name='a GPU', major=9, minor=0))
+        uuid='0123', name='a GPU', major=9, minor=0))
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
     driver = tmp_path / 'nvidia-smi'
     driver.write_text('#!/bin/sh\necho "580.1, 700.00 W, 1980 MHz"\n')
