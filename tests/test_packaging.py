@@ -101,7 +101,7 @@ def test_mim_extension_holds_real_files(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {i.filename: i for i in archive.infolist()}
     for path in (*ROOT.glob('configs/**/*.py'), *ROOT.glob('tools/*.py'),
-                 ROOT / 'configs/metafile.yml', ROOT / 'model-index.yml'):
+                 *ROOT.glob('weights/*'), ROOT / 'configs/metafile.yml', ROOT / 'model-index.yml'):
         info = names[f'mmseg_bisenetv2/.mim/{path.relative_to(ROOT)}']
         assert info.file_size == path.stat().st_size
         assert info.external_attr >> 28 != 0o12, f'{path} is a link'

@@ -17,6 +17,7 @@ from _arguments import format_size
 from benchmarks.inference import build_stock, find_predictors, to_labels
 from benchmarks.measure import ratios, time_in_turns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from mmengine.config import Config
 
 from mmseg_bisenetv2.deploy.image import read_image
@@ -60,19 +61,22 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], path: str) -> None:
-    """Draws the mIoU over the time of a picture."""
-    figure = Figure(figsize=(8, 5), layout='constrained')
+    """Draws the mIoU over the time of a picture: a line for each backend, to its half size."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        size, name, *_ = row['setting'].split(', ')
+        lines.setdefault(name, []).append((row['end_to_end_ms'], row['miou']))
+    figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.subplots()
-    for i, row in enumerate(sorted(rows, key=lambda row: row['end_to_end_ms'])):
-        size, _, name = row['setting'].partition(', ')
-        axes.plot(row['end_to_end_ms'], row['miou'], 'o',
-                  color='tab:orange' if name == 'MMSegmentation' else 'tab:blue')
-        axes.annotate(name, (row['end_to_end_ms'], row['miou']), (5, 5 if i % 2 else -12),
-                      textcoords='offset points', fontsize=8)
+    for (name, points), marker in zip(lines.items(), 'so^v<>DPX', strict=False):
+        axes.plot(*zip(*points, strict=True), marker=marker, linewidth=0.7, label=name)
     axes.set_xscale('log')
-    axes.margins(x=0.15, y=0.1)
-    axes.grid(alpha=0.3, which='both')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.set_xlabel(f'{size}: milliseconds a picture, logarithmic')
+    axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.set_xlabel(f'milliseconds for a picture of {size}, logarithmic; left ends: half size')
     axes.set_ylabel('mIoU on the validation set, %')
     figure.savefig(path, dpi=120)
