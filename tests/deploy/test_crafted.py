@@ -24,6 +24,7 @@ def check(found, least):
     assert len(found) >= least
 
 
+@pytest.mark.slow
 def test_a_sample(tmp_path):
     check(outcomes(tmp_path, '--every', '7'), 35)
 

@@ -322,6 +322,7 @@ def test_tool_names_what_cannot_be_exported(run, tmp_path):
     assert 'expected one Resize' in out
 
 
+@pytest.mark.slow
 def test_exports_from_pngs_need_no_imagecodecs(files, tmp_path):
     """The extra "deploy" does not bring it."""
     cv2.imwrite(str(tmp_path / 'street.png'), image(64, 96))

@@ -212,6 +212,7 @@ def test_autocast_on_the_cpu(dtype):
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
 def test_compiled_step_equals_eager():
     (model, wrapper), (other, other_wrapper) = build(), build()
