@@ -3,11 +3,9 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
 from small import write
 
 
-@pytest.mark.slow
 def test_a_signal_after_two_predictors_is_survived(tmp_path):
     """In a new process, which a failure ends with a segmentation fault.
 

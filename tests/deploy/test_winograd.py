@@ -69,9 +69,8 @@ def test_bands_fill_the_cache(head, shape, heights, monkeypatch):
     assert seen == heights
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('precision, tolerance', [('fp32', 1e-4), ('bf16', 0.1)])
-@pytest.mark.parametrize('shape', [(64, 96), (33, 47)])
+@pytest.mark.parametrize('shape', [(64, 96), pytest.param((33, 47), marks=pytest.mark.slow)])
 def test_openvino_uses_it(tmp_path, shape, precision, tolerance):
     """From a config; what is exported keeps the convolution, which not only CPUs take."""
     files = write(tmp_path)
