@@ -7,7 +7,12 @@ from pathlib import Path
 import cv2
 
 from mmseg_bisenetv2.atomic_write import write_atomically
-from mmseg_bisenetv2.datasets.label_conversion import CLASSES_FILE, make_palette
+from mmseg_bisenetv2.datasets.class_names import (
+    CLASSES_FILE,
+    is_class_name,
+    make_palette,
+    read_class_names,
+)
 from mmseg_bisenetv2.decoding import decode_image
 
 TEMPLATE = Path(__file__).parent / '.mim/configs/bisenetv2_fcn_custom.py'
@@ -121,10 +126,10 @@ def _read_classes(classes: Sequence[str]) -> list[str]:
     """Returns the names, or those in the lines of the file that a single one names."""
     names = list(classes)
     if len(names) == 1 and (os.path.isfile(names[0]) or names[0].endswith('.txt')):
-        names = Path(names[0]).read_text(encoding='utf-8-sig').rstrip().splitlines()
+        names = read_class_names(names[0])
     names = [name.strip() for name in names]
     for name, number in Counter(names).items():
-        if not name or not name.isprintable():
+        if not is_class_name(name):
             raise ValueError(f'{name!r} is no name of a class, in {names}')
         if number > 1:
             raise ValueError(f'The class {name!r} is there {number} times, in {names}')

@@ -14,15 +14,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.utils import ProgressBar
 from PIL import Image
 
 from mmseg_bisenetv2.atomic_write import write_atomically
+from mmseg_bisenetv2.datasets.threads import map_in_threads
 from mmseg_bisenetv2.decoding import decode_image, decode_labels
 
 FOLDER = 'cache_mmseg_bisenetv2'
@@ -133,18 +132,13 @@ def build_cache(root: str | Path, images: Iterable[str], label_maps: Iterable[st
     def work(path: str) -> Entry | None:
         return _decode(path, names[path], folder, index.get(names[path]), decoders[path])
 
-    decoded, progress = 0, ProgressBar(len(names))
-    with ThreadPoolExecutor(num_workers) as pool, open(folder / 'index.jsonl', 'a') as file:
-        try:
-            for entry in pool.map(work, names):
-                if entry:
-                    file.write(json.dumps(entry) + '\n')
-                    file.flush()
-                    decoded += 1
-                progress.update()
-        except BaseException:  # On Ctrl-C too, files that are still waiting are not decoded.
-            pool.shutdown(cancel_futures=True)
-            raise
+    decoded = 0
+    with open(folder / 'index.jsonl', 'a') as file:
+        for entry in map_in_threads(work, list(names), 'Decoding', num_workers):
+            if entry:
+                file.write(json.dumps(entry) + '\n')
+                file.flush()
+                decoded += 1
     return decoded, len(names) - decoded
 
 

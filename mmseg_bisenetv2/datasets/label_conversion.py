@@ -1,5 +1,4 @@
 """Labels as people draw them become the folders of ``configs/bisenetv2_fcn_custom.py``."""
-import colorsys
 import hashlib
 import mimetypes
 import os
@@ -7,23 +6,21 @@ import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.utils import ProgressBar
 
 from mmseg_bisenetv2.datasets.cache import FOLDER as CACHE_FOLDER
+from mmseg_bisenetv2.datasets.class_names import CLASSES_FILE, is_class_name, make_palette
 from mmseg_bisenetv2.datasets.label_files import Annotation, draw_map, read_json, read_map
 from mmseg_bisenetv2.datasets.label_ids import LABEL_IDS
+from mmseg_bisenetv2.datasets.threads import map_in_threads
 from mmseg_bisenetv2.decoding import decode_image, read_exif_orientation
 
-CLASSES_FILE = 'classes.txt'  # The names in the order of their ids, in the converted folder.
 KINDS = ('labelme', 'coco', 'colours', 'binary', 'ids')
 BLACK, WHITE = {'0', '#000000'}, {'1', '255', '#ffffff'}
 SPLIT_FOLDER = re.compile(r'(?:^|(?<=/))(train|val|test)(?:ing|id|idation)?\d*/', re.IGNORECASE)
@@ -64,21 +61,18 @@ def parse_classes(texts: Sequence[str], ignore_unlabelled: bool = False) -> dict
     Returns:
         The labels of each class, none where only its name was given.
     """
+    classes: dict[str, list[str]] = {}
     if list(texts) == ['cityscapes']:
         classes = {name: [str(label_id)] for name, label_id in LABEL_IDS.items()}
         return classes | {'ignore': [str(i) for i in range(34) if i not in LABEL_IDS.values()]}
-    classes = {}
     for text in texts:
-        labels = None  # Those of the class before, behind its "=".
-        for part in filter(None, text.split(',')):
-            name, equals, label = part.partition('=')
-            if equals or labels is None:
-                found = classes.setdefault(name, [])
-                labels = found if equals else None
-            else:
-                label = part
-            if labels is not None and label:
-                labels.append(label.lower() if '#' in label else label)
+        # 'road,lane=7,car=26,27' becomes ['road', 'lane', '7', 'car', '26,27'].
+        names, *named = re.split('(?:^|,)([^,=]*)=', text)
+        for name in filter(None, names.split(',')):
+            classes.setdefault(name, [])
+        for name, labels in zip(named[::2], named[1::2], strict=True):
+            classes.setdefault(name, []).extend(
+                label.lower() if '#' in label else label for label in labels.split(',') if label)
     return classes if ignore_unlabelled or 'background' in classes else {'background': []} | classes
 
 
@@ -184,7 +178,7 @@ def convert_labels(
     found = set().union(*(annotation.labels for annotation in annotations))
     names, ids = number_labels(kind, found, classes, palette, ignore_unlabelled)
     for name in names:
-        if not name.strip() or not name.isprintable():  # It would be no line of CLASSES_FILE.
+        if not is_class_name(name):
             raise ValueError(f'{name!r} is no name of a class. Say --classes NAME=LABEL')
     for annotation in annotations:
         if unknown := annotation.labels - ids.keys():
@@ -201,7 +195,7 @@ def convert_labels(
         jobs = [(path, annotation, new / 'img_dir' / split / f'{name}{suffix}',
                  new / 'ann_dir' / split / f'{name}.png')
                 for (path, annotation), (split, name) in zip(pairs.items(), places, strict=True)]
-        counts = _in_threads('Writing pictures and label maps', partial(_convert, ids), jobs)
+        counts = list(map_in_threads(partial(_convert, ids), jobs, 'Writing'))
         (new / CLASSES_FILE).write_text('\n'.join(names) + '\n', encoding='utf-8')
         if target.exists():
             os.rename(target, Path(temporary) / 'old')
@@ -285,7 +279,7 @@ def _read(source: Path, labels: Path, kind: str | None, img_suffix: str, seg_map
     jsons = [path for path in files if path.suffix.lower() == '.json']
     if kind in ('labelme', 'coco') or (kind is None and jsons and not seg_map_suffix):
         annotations = []
-        read = _in_threads('Reading .json', read_json, jsons)
+        read = map_in_threads(read_json, jsons, 'Reading .json')
         for path, (its_kind, several) in zip(jsons, read, strict=True):
             kind = kind or its_kind
             if its_kind != kind:
@@ -299,8 +293,8 @@ def _read(source: Path, labels: Path, kind: str | None, img_suffix: str, seg_map
                     if path.suffix.lower() == '.png' and times[pictures.get(path, '')] > 1]
         for path in maps:
             pictures.pop(path, None)
-        annotations = _in_threads(
-            'Reading label maps', partial(read_map, as_colours=kind == 'colours'), maps)
+        annotations = list(map_in_threads(
+            partial(read_map, as_colours=kind == 'colours'), maps, 'Reading label maps'))
         found = set().union(*(annotation.labels for annotation in annotations))
         kind = kind or ('binary' if found <= {'0', '255', '#000000', '#ffffff'} else
                         'colours' if any('#' in label for label in found) else 'ids')
@@ -358,33 +352,6 @@ def _convert(ids: Mapping[str, int], job: tuple[Path, Annotation, Path, Path],
     else:
         shutil.copyfile(picture, image_path)
     return (width, height), np.bincount(class_ids.ravel(), minlength=256)
-
-
-def _in_threads(what: str, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """Calls ``function`` with each item, and shows the progress.
-
-    Raises:
-        Exception: The first one of ``function``; items that wait are then left.
-    """
-    print(f'{what} ({len(items)})')
-    progress, results = ProgressBar(len(items)), []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        try:
-            for result in pool.map(function, items):
-                results.append(result)
-                progress.update()
-        except BaseException:  # On Ctrl-C too.
-            pool.shutdown(cancel_futures=True)
-            raise
-    print()
-    return results
-
-
-def make_palette(names: Sequence[str]) -> list[list[int]]:
-    """Returns an RGB colour for each class: black for background, else hues far from each other."""
-    return [[0, 0, 0] if name == 'background' else
-            [round(255 * part) for part in colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.9)]
-            for i, name in enumerate(names)]
 
 
 def _find_palette(kind: str, names: Sequence[str], ids: Mapping[str, int]) -> list[list[int]]:

@@ -1,23 +1,24 @@
 """MMSegmentation's data sets, validated: what is wrong is said with the file and the remedy."""
 import functools
 import logging
-import os
 import os.path as osp
 from collections.abc import Iterator
 from typing import Any
 
-import mmengine.fileio as fileio
 import numpy as np
 from mmengine.logging import print_log
 
 from mmseg_bisenetv2.datasets.cache import find_cached
-from mmseg_bisenetv2.datasets.inspection import (
+from mmseg_bisenetv2.datasets.checks import (
     ONLY_0_AND_255,
     describe_absent,
     describe_left_out,
+    describe_other_classes,
+    describe_pair,
     explain_missing_maps,
     find_missing_maps,
     is_binary_mask,
+    is_local,
     list_local,
     load_pair,
     suggest_conversion,
@@ -65,30 +66,24 @@ class ValidatedDataset(MMSegBaseSegDataset):
             raise ValueError(f'{name}: classes is {classes!r}, and there is no such file. Expected '
                              'a list of names, or a text file with a name in each line')
         for folder in self.data_prefix.values():
-            if folder and self._is_local(folder) and not osp.isdir(folder):
-                hint = suggest_conversion(list_local(self, 'img_path') or [])
+            if folder and is_local(self, folder) and not osp.isdir(folder):
+                hint = suggest_conversion(list_local(self, 'img_path'))
                 raise FileNotFoundError(
                     f'{name}: no folder {osp.abspath(folder)}. {self.remedy.rstrip(".")}{hint}')
         # MMSegmentation's tools read METAINFO, which lacks the classes that a config gives.
         self.METAINFO = self.metainfo
         data_list = super().load_data_list()
         folder = self.data_prefix['img_path']
-        if self._is_local(folder):
+        if is_local(self, folder):
             folder = osp.abspath(folder)
         print_log(f'{name}: {len(data_list)} images *{self.img_suffix} in {folder}',
                   logger='current')
         if not data_list:
-            found = sorted({osp.splitext(file)[1] for _, _, files in os.walk(folder)
-                            for file in files})
+            found = sorted({osp.splitext(file)[1] for file in list_local(self, 'img_path')})
             raise FileNotFoundError(
                 f'{name}: no image *{self.img_suffix} below {folder}; there is '
                 + (f'{", ".join(found)}: set img_suffix.' if found else f'nothing. {self.remedy}'))
         return data_list
-
-    def _is_local(self, path: str) -> bool:
-        """Whether the storage backend looks for ``path`` on a disk of this machine."""
-        return isinstance(fileio.get_file_backend(path, backend_args=self.backend_args),
-                          fileio.LocalBackend)
 
     def full_init(self) -> None:
         """Lists the files, loads a few of them, and looks for decoded copies.
@@ -96,11 +91,13 @@ class ValidatedDataset(MMSegBaseSegDataset):
         Raises:
             CacheError: If the decoded cache is not up to date.
             FileNotFoundError: If a label map is missing.
-            ValueError: If one of the files that were loaded cannot be used.
+            ValueError: If the classes are not those of ``data_root/classes.txt``, or if one of the
+                files that were loaded cannot be used.
         """
         super().full_init()  # Does nothing if it was called before.
         if self.cached is None:
-            self.cached = {}
+            if other := describe_other_classes(self):
+                raise ValueError(f'{type(self).__name__}: {other}')
             infos = [self.get_data_info(i) for i in range(len(self))]
             self.cached = self._find_cached(infos)
             self._check_files(infos)
@@ -120,8 +117,7 @@ class ValidatedDataset(MMSegBaseSegDataset):
         """Looks for all label maps, and loads a few pairs; all maps if they are not many."""
         name = type(self).__name__
         if missing := find_missing_maps(self, infos):
-            text = explain_missing_maps(self, missing, len(infos))
-            raise FileNotFoundError(f'{name}: {text}')
+            raise FileNotFoundError(f'{name}: {explain_missing_maps(self, missing, len(infos))}')
         if left_out := describe_left_out(self, infos):
             print_log(f'{name}: {left_out}', logger='current', level=logging.WARNING)
         seen: set[int] = set()
@@ -166,8 +162,7 @@ class ValidatedDataset(MMSegBaseSegDataset):
         try:
             data = super().prepare_data(idx)
         except Exception as error:
-            info = self.get_data_info(idx)
-            error.add_note(f'Image {info["img_path"]}, label map {info.get("seg_map_path")}')
+            error.add_note(describe_pair(self.get_data_info(idx)))
             raise
         for label, sizes in _label_maps(data):
             self._check_labels(label, sizes, self.get_data_info(idx).get('seg_map_path'))
