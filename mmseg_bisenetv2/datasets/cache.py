@@ -125,9 +125,12 @@ def build_cache(root: str | Path, images: Iterable[str], label_maps: Iterable[st
         index = read_index(folder)
     except (CacheError, FileNotFoundError):
         index = {}
-    _check_space(folder, {path: decoders[path] for path, name in names.items() if not (
-        name in index and _has_size(folder / f'{name}.raw', index[name]))})
-    _write_index(folder, index)
+    finished = {path for path, name in names.items()
+                if name in index and _has_size(folder / f'{name}.raw', index[name])}
+    _check_space(folder, {path: decoders[path] for path in names.keys() - finished})
+    lines = [dict(format=FORMAT), *index.values()]
+    content = ''.join(json.dumps(line) + '\n' for line in lines)
+    write_atomically(content.encode(), str(folder / 'index.jsonl'))
 
     def work(path: str) -> Entry | None:
         return _decode(path, names[path], folder, index.get(names[path]), decoders[path])
@@ -180,15 +183,9 @@ def _check_entry(entry: Entry) -> None:
         if type(entry[key]) is not kind:
             raise ValueError(f'{key} is {entry[key]!r}')
     shape = entry['shape']
-    if not (all(type(side) is int and side > 0 for side in shape)
-            and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3))):
+    if (len(shape) not in (2, 3) or shape[2:] not in ([], [3])
+            or any(type(side) is not int or side < 1 for side in shape)):
         raise ValueError(f'shape is {shape}')
-
-
-def _write_index(folder: Path, index: Mapping[str, Entry]) -> None:
-    lines: list[Entry] = [dict(format=FORMAT), *index.values()]
-    content = ''.join(json.dumps(line) + '\n' for line in lines)
-    write_atomically(content.encode(), str(folder / 'index.jsonl'))
 
 
 def _decode(path: str, name: str, folder: Path, entry: Entry | None,

@@ -1,4 +1,5 @@
 """Looks at every file of a data set and at the installation, for ``tools/check_dataset.py``."""
+import contextlib
 import hashlib
 import importlib.metadata
 import itertools
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from mmcv.image.geometric import rescale_size
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from rich.box import SIMPLE_HEAD
@@ -24,16 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmseg_bisenetv2.datasets.checks import (
-    ONLY_0_AND_255,
-    describe_absent,
-    describe_left_out,
-    describe_other_classes,
-    explain_missing_maps,
-    find_missing_maps,
-    is_binary_mask,
-    load_pair,
-)
+from mmseg_bisenetv2.datasets import checks
 from mmseg_bisenetv2.datasets.threads import map_in_threads
 from mmseg_bisenetv2.visualization import colour_table
 
@@ -74,14 +67,14 @@ class Split:
     warnings: list[str] = field(default_factory=list)  # With these its result may mislead.
 
     @property
-    def pixels(self) -> np.ndarray:
-        """How many pixels have an id, (256,)."""
-        return sum((pair.pixels for pair in self.pairs), np.zeros(256, int))
+    def counts(self) -> np.ndarray:
+        """How many pixels of each label map have an id, (N, 256)."""
+        return np.array([pair.pixels for pair in self.pairs], int).reshape(-1, 256)
 
     @property
-    def label_maps(self) -> np.ndarray:
-        """How many label maps hold an id, (256,)."""
-        return sum((pair.pixels > 0 for pair in self.pairs), np.zeros(256, int))
+    def pixels(self) -> np.ndarray:
+        """How many pixels have an id, (256,)."""
+        return self.counts.sum(0)
 
     @property
     def sizes(self) -> Counter[str]:
@@ -94,7 +87,7 @@ class Split:
 
     def to_json(self) -> dict:
         """Returns plain numbers and names; mean and std give each picture the same weight."""
-        pixels, label_maps = self.pixels.tolist(), self.label_maps.tolist()
+        counts = self.counts
         mean, square = sum((pair.moments for pair in self.pairs), np.zeros((2, 3))) / max(
             1, len(self.pairs))
         std = np.sqrt(np.maximum(0, square - mean ** 2))
@@ -102,7 +95,8 @@ class Split:
             pictures=len(self.pairs), sizes=dict(self.sizes.most_common()),
             mean_rgb=mean.round(2).tolist(), std_rgb=std.round(2).tolist(),
             classes=list(self.classes), ignore_index=self.ignore_index,
-            ids={i: dict(pixels=pixels[i], label_maps=label_maps[i]) for i in self.find_ids()},
+            ids={i: dict(pixels=int(counts[:, i].sum()), label_maps=int((counts[:, i] > 0).sum()))
+                 for i in self.find_ids()},
             errors=self.errors, warnings=self.warnings)
 
 
@@ -136,8 +130,8 @@ def inspect_config(config: Config, names: Iterable[str], num_threads: int) -> di
 
 def _inspect_split(name: str, config: ConfigDict, num_threads: int) -> Split:
     """Loads every file of a data set or of those in a wrapper, with a progress bar."""
-    split, remedy = Split(), ''
-    refused: dict[str, list[str]] = defaultdict(list)
+    split = Split()
+    refused: dict[str, list[str]] = defaultdict(list)  # Errors that differ in path and number only.
     try:
         datasets = list(build_datasets(config))
     except Exception as error:  # Whatever it is, a training would end with it.
@@ -148,45 +142,49 @@ def _inspect_split(name: str, config: ConfigDict, num_threads: int) -> Split:
         split.palette, split.ignore_index = dataset.metainfo['palette'], dataset.ignore_index
         try:
             BaseDataset.full_init(dataset)  # Ours would end at the first thing that is wrong.
-            other_classes = describe_other_classes(dataset)
+            if other_classes := checks.describe_other_classes(dataset):
+                split.errors.append(other_classes)
         except Exception as error:
             split.errors.append(str(error))
             continue
-        if other_classes:
-            split.errors.append(other_classes)
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-        if left_out := describe_left_out(dataset, infos):
+        if left_out := checks.describe_left_out(dataset, infos):
             split.warnings.append(left_out)
-        if missing := find_missing_maps(dataset, infos):
-            split.errors.append(explain_missing_maps(dataset, missing, len(infos)))
-        absent = {info['seg_map_path'] for info in missing}
-        infos = [info for info in infos if info.get('seg_map_path') not in absent]
+        if missing := checks.find_missing_maps(dataset, infos):
+            split.errors.append(checks.explain_missing_maps(dataset, missing, len(infos)))
+            absent = {info['seg_map_path'] for info in missing}
+            infos = [info for info in infos if info.get('seg_map_path') not in absent]
         for found in map_in_threads(partial(_inspect_pair, dataset), infos, name, num_threads):
             if isinstance(found, Pair):
                 split.pairs.append(found)
-            else:  # Errors are of one kind if only paths and numbers differ.
+            else:
                 refused[re.sub(r'\S*/\S*|\d+', '', found)].append(found)
-        remedy = getattr(dataset, 'label_remedy', '')
     for texts in refused.values():
         more = f' ({len(texts) - 1} more like it)' if len(texts) > 1 else ''
         split.errors.append(texts[0] + more)
-    outside = [i for i in split.find_ids() if i >= len(split.classes) and i != split.ignore_index]
-    if split.classes and outside:
-        label_maps = [[pair.info['seg_map_path'] for pair in split.pairs if pair.pixels[i]]
-                      for i in outside[:3]]
-        found = ', '.join(f'{i} ({len(paths)} of {len(split.pairs)} label maps, such as {paths[0]})'
-                          for i, paths in zip(outside, label_maps, strict=False))
-        more = f' and {len(outside) - 3} other ids' if len(outside) > 3 else ''
-        split.errors.append(f'{len(split.classes)} classes, but there are ids beyond them: {found}'
-                            f'{more}. {remedy}')
+    if outside := _describe_outside(split):
+        split.errors.append(outside)
     return split
+
+
+def _describe_outside(split: Split) -> str:
+    """Says which ids are no classes, and where they are; empty if there are none."""
+    ids = [i for i in split.find_ids() if i >= len(split.classes) and i != split.ignore_index]
+    if not split.classes or not ids:
+        return ''
+    holders = {i: [pair for pair in split.pairs if pair.pixels[i]] for i in ids[:3]}
+    found = ', '.join(f'{i} ({len(pairs)} of {len(split.pairs)} label maps, such as '
+                      f'{pairs[0].info["seg_map_path"]})' for i, pairs in holders.items())
+    more = f' and {len(ids) - 3} other ids' if len(ids) > 3 else ''
+    return (f'{len(split.classes)} classes, but there are ids beyond them: {found}{more}. '
+            + getattr(split.pairs[0].dataset, 'label_remedy', ''))
 
 
 def _inspect_pair(dataset: BaseSegDataset, info: dict) -> Pair | str:
     """Returns what the files hold, or what a training would say of them."""
     try:
         digest = hashlib.sha256(fileio.get(info['img_path'], dataset.backend_args)).hexdigest()
-        results = load_pair(dataset, dict(info))
+        results = checks.load_pair(dataset, dict(info))
         image, labels = results['img'], results.get('gt_seg_map')
         if labels is not None and labels.shape != image.shape[:2]:
             raise ValueError(f'{info["seg_map_path"]}: {labels.shape} for an image of '
@@ -205,9 +203,9 @@ def _warn_of_classes(splits: Mapping[str, Split]) -> None:
     """Adds warnings of classes that never occur."""
     for name, split in splits.items():
         ids = set(split.find_ids())
-        if is_binary_mask(ids, *(pair.dataset for pair in split.pairs)):
-            split.warnings.append(ONLY_0_AND_255)
-        if split.pairs and (absent := describe_absent(split.classes, ids)):
+        if checks.is_binary_mask(ids, *(pair.dataset for pair in split.pairs)):
+            split.warnings.append(checks.ONLY_0_AND_255)
+        if split.pairs and (absent := checks.describe_absent(split.classes, ids)):
             split.warnings.append(f'{absent}. ' + (
                 'The network cannot learn them' if name == 'train' else 'mIoU, which save_best '
                 'follows, leaves them out, or counts 0 as soon as they are predicted'))
@@ -215,18 +213,18 @@ def _warn_of_classes(splits: Mapping[str, Split]) -> None:
 
 def _warn_of_copies(splits: Mapping[str, Split]) -> None:
     """Adds warnings of pictures that occur twice, in a split or in two."""
-    files: dict[str, dict[str, list[str]]] = {}  # By split and digest, the paths of the pictures.
-    for name, split in splits.items():
-        files[name] = defaultdict(list)
+    for (name, split), (other, others) in itertools.combinations_with_replacement(
+            splits.items(), 2):
+        first: dict[str, Pair] = {}
         for pair in split.pairs:
-            files[name][pair.digest].append(pair.info['img_path'])
-    for name, other in itertools.combinations_with_replacement(splits, 2):
-        copies = [(path, paths[0]) for digest, paths in files[name].items()
-                  for path in files[other].get(digest, [])[name == other:]]
+            first.setdefault(pair.digest, pair)
+        copies = [(pair, first[pair.digest]) for pair in others.pairs
+                  if first.get(pair.digest, pair) is not pair]
         if copies:
-            splits[other].warnings.append(
-                f'{len(copies)} of {len(splits[other].pairs)} pictures are copies of one in '
-                f'{name}, such as {copies[0][0]} of {copies[0][1]}'
+            path, original = (pair.info['img_path'] for pair in copies[0])
+            others.warnings.append(
+                f'{len(copies)} of {len(others.pairs)} pictures are copies of one in {name}, such '
+                f'as {path} of {original}'
                 + ('' if name == other else '. The score counts what was trained on'))
 
 
@@ -234,7 +232,7 @@ def _warn_of_copies(splits: Mapping[str, Split]) -> None:
 class _Resizing:
     """How a pipeline resizes pictures, if it keeps their shape."""
 
-    scale: tuple[int, int] | None = None  # (long, short) side to fit into; None: not resized
+    scale: tuple[int, int] | None = None  # The sides to fit into; None: not resized
     ratios: tuple[float, float] = (1, 1)  # least and largest random factor on the scale
     crop_size: tuple[int, int] | None = None  # (height, width)
 
@@ -256,15 +254,16 @@ class _Resizing:
             keeps_shape = getattr(getattr(transform, 'resize', transform), 'keep_ratio', True)
             if found.scale or not keeps_shape or not all(isinstance(x, int) for x in scale):
                 return None
-            found.scale = max(scale), min(scale)
+            found.scale = scale[0], scale[1]
             found.ratios = getattr(transform, 'ratio_range', None) or found.ratios
         return found
 
-    def factor(self, size: str) -> float:
-        """By how much a picture of WIDTHxHEIGHT is enlarged, at a ratio of 1."""
+    def resize(self, size: str) -> tuple[tuple[int, int], float]:
+        """Returns (width, height) of a picture that was WIDTHxHEIGHT, and the factor between."""
         width, height = map(int, size.split('x'))
-        return 1 if self.scale is None else min(
-            self.scale[0] / max(width, height), self.scale[1] / min(width, height))
+        if self.scale is None:
+            return (width, height), 1
+        return rescale_size((width, height), self.scale, return_scale=True)
 
 
 def _check_sizes(train: Split, tested: Split | None) -> None:
@@ -272,25 +271,23 @@ def _check_sizes(train: Split, tested: Split | None) -> None:
     training = _Resizing.from_dataset(train.pairs[0].dataset)
     if training is None:
         return
-    number, example = 0, ''
+    small = []  # For each size that does not fill a crop: how many pictures, and an example.
     for size, count in train.sizes.most_common():
-        width, height = (round(int(side) * training.factor(size)) for side in size.split('x'))
+        (width, height), _ = training.resize(size)
         if training.crop_size and (height < training.crop_size[0] or width < training.crop_size[1]):
-            number += count
-            example = example or f'those of {size} are {width}x{height} when they are cropped'
+            small.append((count, f'those of {size} are {width}x{height} when they are cropped'))
+    number = sum(count for count, _ in small)
     if number > len(train.pairs) / 2:
         train.warnings.append(
             f'crop_size={training.crop_size}, (height, width), is larger than {number} of '
-            f'{len(train.pairs)} pictures, before they are scaled at random: {example}. The rest '
-            'of a crop is padding')
-    if tested is None or not tested.pairs:
-        return
-    testing = _Resizing.from_dataset(tested.pairs[0].dataset)
-    if testing is None:
+            f'{len(train.pairs)} pictures, before they are scaled at random: {small[0][1]}. The '
+            'rest of a crop is padding')
+    testing = _Resizing.from_dataset(tested.pairs[0].dataset) if tested and tested.pairs else None
+    if tested is None or testing is None:
         return
     size, size_tested = (split.sizes.most_common(1)[0][0] for split in (train, tested))
-    low, high = (ratio * training.factor(size) for ratio in training.ratios)
-    factor = testing.factor(size_tested)
+    low, high = (ratio * training.resize(size)[1] for ratio in training.ratios)
+    factor = testing.resize(size_tested)[1]
     if not low / 1.01 <= factor <= high * 1.01:
         train.warnings.append(
             f'scale={training.scale} does not fit: training shows pictures of {size} at {low:.2f} '
@@ -307,12 +304,12 @@ def print_splits(splits: Mapping[str, Split]) -> None:
                                        for what in ('pixels', 'maps')), box=SIMPLE_HEAD)
     for column in table.columns[3:]:
         column.justify = 'right'
-    counts = [(split.pixels, split.label_maps) for split in splits.values()]
+    counts = [split.counts for split in splits.values()]
     for i in sorted(set(names).union(*(split.find_ids() for split in splits.values()))):
         colour = f'on rgb({",".join(map(str, first.palette[i]))})' if i < len(first.palette) else ''
         table.add_row(Text('  ', colour), str(i), Text(names.get(i, 'no class')), *(
-            cell for pixels, label_maps in counts
-            for cell in (f'{pixels[i] / max(1, pixels.sum()):.2%}', str(label_maps[i]))))
+            cell for count in counts for cell in (
+                f'{count[:, i].sum() / max(1, count.sum()):.2%}', str((count[:, i] > 0).sum()))))
     console.print(table)
     for name, split in splits.items():
         mean, std = (' '.join(f'{x:.1f}' for x in split.to_json()[key])
@@ -335,7 +332,7 @@ def draw_pairs(splits: Mapping[str, Split], path: str | Path, number: int = 6) -
     for row, (name, split) in enumerate(splits.items()):
         step = max(1, len(split.pairs) // columns)
         for column, pair in enumerate(split.pairs[::step][:columns], 1):
-            results = load_pair(pair.dataset, dict(pair.info))
+            results = checks.load_pair(pair.dataset, dict(pair.info))
             image = results['img'][..., 2::-1] / 255
             labels = results.get('gt_seg_map', np.full(image.shape[:2], 255))[..., None]
             colours = colour_table(split.palette)[labels[..., 0]] / 255
@@ -355,10 +352,8 @@ def describe_installation() -> tuple[dict[str, str], list[str]]:
     """Returns the versions of what is installed, and warnings of what does not go together."""
     versions, warnings = {}, []
     for name in DISTRIBUTIONS:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     for group in SAME_MODULE:
         found = [name for name in group if name in versions]
         if len(found) > 1:
