@@ -241,21 +241,20 @@ class _Resizing:
         """Reads a pipeline; None if a size follows from something else than these three."""
         found = cls()
         for transform in dataset.pipeline.transforms:
+            options = vars(transform)
             # RandomChoiceResize, Resize by a factor, ResizeShortestEdge
-            if any(getattr(transform, name, None)
-                   for name in ('scales', 'scale_factor', 'max_size')):
+            if any(options.get(name) for name in ('scales', 'scale_factor', 'max_size')):
                 return None
-            crop_size = getattr(transform, 'crop_size', None)
-            if isinstance(crop_size, (list, tuple)) and len(crop_size) == 2:
-                found.crop_size = crop_size[0], crop_size[1]
-            scale = getattr(transform, 'scale', None)
+            if isinstance(options.get('crop_size'), (list, tuple)):
+                found.crop_size = tuple(options['crop_size'])
+            scale = options.get('scale')
             if scale is None:
                 continue
-            keeps_shape = getattr(getattr(transform, 'resize', transform), 'keep_ratio', True)
+            keeps_shape = getattr(options.get('resize', transform), 'keep_ratio', True)
             if found.scale or not keeps_shape or not all(isinstance(x, int) for x in scale):
                 return None
-            found.scale = scale[0], scale[1]
-            found.ratios = getattr(transform, 'ratio_range', None) or found.ratios
+            found.scale = tuple(scale)
+            found.ratios = options.get('ratio_range') or found.ratios
         return found
 
     def resize(self, size: str) -> tuple[tuple[int, int], float]:
