@@ -57,8 +57,9 @@ def _decode_plain_png(content: bytes) -> np.ndarray | None:
         uint8 BGR, (H, W, 3). None if the file is something else or broken, or if imagecodecs is
         not installed; OpenCV then decodes it or says what is wrong.
     """
+    # 8 bits, RGB, not interlaced; and without a mark of orientation, transparency or animation.
     plain = (content.startswith(b'\x89PNG\r\n\x1a\n') and content[24:29] == b'\x08\x02\0\0\0'
-             and not any(content.find(chunk) >= 0 for chunk in (b'eXIf', b'tRNS', b'acTL')))
+             and not any(chunk in content for chunk in (b'eXIf', b'tRNS', b'acTL')))
     if imagecodecs is None or not plain:
         return None
     width, height = struct.unpack('>II', content[16:24])

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 
 from mmseg_bisenetv2.atomic_write import write_atomically
-from mmseg_bisenetv2.datasets.label_conversion import CLASSES_FILE, make_palette
+from mmseg_bisenetv2.datasets import class_names
 from mmseg_bisenetv2.decoding import decode_image
 
 TEMPLATE = Path(__file__).parent / '.mim/configs/bisenetv2_fcn_custom.py'
@@ -76,18 +76,19 @@ def write_config(path: str | Path, data_root: str | Path, classes: Sequence[str]
     if not data_root.exists() and (classes is None or size is None):
         raise ValueError(f'{data_root} does not exist. If the pictures come later, give --classes '
                          'NAME,NAME and --size WIDTHxHEIGHT')
-    names = _find_classes(classes, data_root / CLASSES_FILE)
+    names = _find_classes(classes, data_root / class_names.CLASSES_FILE)
     img_suffix, found = _look_at_pictures(data_root)
-    if size is None and found is None:
+    size = size or found
+    if size is None:
         raise ValueError(f'No pictures in {data_root / "img_dir/train"} yet: give their size, '
                          '--size WIDTHxHEIGHT')
-    width, height = size or found  # type: ignore[misc]
+    width, height = size
     if min(width, height) < MIN_SIZE:
         raise ValueError(f'Pictures of {width}x{height}, expected {MIN_SIZE} pixels or more in '
                          'width and height')
     _, template, rest = TEMPLATE.read_text(encoding='utf-8').split(RULE)
     kept = template[template.index('max_iters = '):template.index('data = ')]
-    colours = zip(names, make_palette(names), strict=True)
+    colours = zip(names, class_names.make_palette(names), strict=True)
     text = RULE.join([
         HEAD.format(num_classes=len(names), data_root=data_root, path=path,
                     img_suffix=img_suffix),
@@ -121,10 +122,10 @@ def _read_classes(classes: Sequence[str]) -> list[str]:
     """Returns the names, or those in the lines of the file that a single one names."""
     names = list(classes)
     if len(names) == 1 and (os.path.isfile(names[0]) or names[0].endswith('.txt')):
-        names = Path(names[0]).read_text(encoding='utf-8-sig').rstrip().splitlines()
+        names = class_names.read_class_names(names[0])
     names = [name.strip() for name in names]
     for name, number in Counter(names).items():
-        if not name or not name.isprintable():
+        if not class_names.is_class_name(name):
             raise ValueError(f'{name!r} is no name of a class, in {names}')
         if number > 1:
             raise ValueError(f'The class {name!r} is there {number} times, in {names}')

@@ -146,6 +146,17 @@ def test_classes_are_those_of_the_label_maps(data, tmp_path, monkeypatch):
         assert Config.fromfile(tmp_path / 'my.py').classes == ('background', 'object', 'road')
 
 
+def test_config_of_an_earlier_conversion_is_refused(data, tmp_path):
+    (data / 'classes.txt').write_text('background\nroad\nsky\n')
+    write_config(tmp_path / 'my.py', data)
+    dataset = Config.fromfile(tmp_path / 'my.py').train_dataloader.dataset
+    assert len(DATASETS.build(dataset)) == 1
+    (data / 'classes.txt').write_text('background\ncar\nroad\n')  # By a later conversion.
+    with pytest.raises(ValueError, match=r"\['background', 'road', 'sky'\], but the label maps "
+                       r"have \['background', 'car', 'road'\] .*classes\.txt\. Write these into"):
+        DATASETS.build(dataset)
+
+
 def test_path_of_the_data_is_normalised(data, tmp_path, monkeypatch):
     (tmp_path / 'elsewhere').mkdir()
     monkeypatch.chdir(tmp_path / 'elsewhere')

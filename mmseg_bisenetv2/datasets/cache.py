@@ -14,15 +14,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.utils import ProgressBar
 from PIL import Image
 
 from mmseg_bisenetv2.atomic_write import write_atomically
+from mmseg_bisenetv2.datasets.threads import map_in_threads
 from mmseg_bisenetv2.decoding import decode_image, decode_labels
 
 FOLDER = 'cache_mmseg_bisenetv2'
@@ -126,25 +125,23 @@ def build_cache(root: str | Path, images: Iterable[str], label_maps: Iterable[st
         index = read_index(folder)
     except (CacheError, FileNotFoundError):
         index = {}
-    _check_space(folder, {path: decoders[path] for path, name in names.items() if not (
-        name in index and _has_size(folder / f'{name}.raw', index[name]))})
-    _write_index(folder, index)
+    finished = {path for path, name in names.items()
+                if name in index and _has_size(folder / f'{name}.raw', index[name])}
+    _check_space(folder, {path: decoders[path] for path in names.keys() - finished})
+    lines = [dict(format=FORMAT), *index.values()]
+    content = ''.join(json.dumps(line) + '\n' for line in lines)
+    write_atomically(content.encode(), str(folder / 'index.jsonl'))
 
     def work(path: str) -> Entry | None:
         return _decode(path, names[path], folder, index.get(names[path]), decoders[path])
 
-    decoded, progress = 0, ProgressBar(len(names))
-    with ThreadPoolExecutor(num_workers) as pool, open(folder / 'index.jsonl', 'a') as file:
-        try:
-            for entry in pool.map(work, names):
-                if entry:
-                    file.write(json.dumps(entry) + '\n')
-                    file.flush()
-                    decoded += 1
-                progress.update()
-        except BaseException:  # On Ctrl-C too, files that are still waiting are not decoded.
-            pool.shutdown(cancel_futures=True)
-            raise
+    decoded = 0
+    with open(folder / 'index.jsonl', 'a') as file:
+        for entry in map_in_threads(work, list(names), 'Decoding', num_workers):
+            if entry:
+                file.write(json.dumps(entry) + '\n')
+                file.flush()
+                decoded += 1
     return decoded, len(names) - decoded
 
 
@@ -186,15 +183,9 @@ def _check_entry(entry: Entry) -> None:
         if type(entry[key]) is not kind:
             raise ValueError(f'{key} is {entry[key]!r}')
     shape = entry['shape']
-    if not (all(type(side) is int and side > 0 for side in shape)
-            and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3))):
+    if (len(shape) not in (2, 3) or shape[2:] not in ([], [3])
+            or any(type(side) is not int or side < 1 for side in shape)):
         raise ValueError(f'shape is {shape}')
-
-
-def _write_index(folder: Path, index: Mapping[str, Entry]) -> None:
-    lines: list[Entry] = [dict(format=FORMAT), *index.values()]
-    content = ''.join(json.dumps(line) + '\n' for line in lines)
-    write_atomically(content.encode(), str(folder / 'index.jsonl'))
 
 
 def _decode(path: str, name: str, folder: Path, entry: Entry | None,

@@ -1,32 +1,29 @@
 """Labels as people draw them become the folders of ``configs/bisenetv2_fcn_custom.py``."""
-import colorsys
-import hashlib
 import mimetypes
 import os
 import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.utils import ProgressBar
 
 from mmseg_bisenetv2.datasets.cache import FOLDER as CACHE_FOLDER
+from mmseg_bisenetv2.datasets.class_names import CLASSES_FILE, is_class_name, make_palette
 from mmseg_bisenetv2.datasets.label_files import Annotation, draw_map, read_json, read_map
 from mmseg_bisenetv2.datasets.label_ids import LABEL_IDS
+from mmseg_bisenetv2.datasets.threads import map_in_threads
+from mmseg_bisenetv2.datasets.train_val_split import split_pictures
 from mmseg_bisenetv2.decoding import decode_image, read_exif_orientation
 
-CLASSES_FILE = 'classes.txt'  # The names in the order of their ids, in the converted folder.
 KINDS = ('labelme', 'coco', 'colours', 'binary', 'ids')
+# How label maps write these two: as a number, or as a colour.
 BLACK, WHITE = {'0', '#000000'}, {'1', '255', '#ffffff'}
-SPLIT_FOLDER = re.compile(r'(?:^|(?<=/))(train|val|test)(?:ing|id|idation)?\d*/', re.IGNORECASE)
 
 
 @dataclass
@@ -64,21 +61,18 @@ def parse_classes(texts: Sequence[str], ignore_unlabelled: bool = False) -> dict
     Returns:
         The labels of each class, none where only its name was given.
     """
+    classes: dict[str, list[str]] = {}
     if list(texts) == ['cityscapes']:
         classes = {name: [str(label_id)] for name, label_id in LABEL_IDS.items()}
         return classes | {'ignore': [str(i) for i in range(34) if i not in LABEL_IDS.values()]}
-    classes = {}
     for text in texts:
-        labels = None  # Those of the class before, behind its "=".
-        for part in filter(None, text.split(',')):
-            name, equals, label = part.partition('=')
-            if equals or labels is None:
-                found = classes.setdefault(name, [])
-                labels = found if equals else None
-            else:
-                label = part
-            if labels is not None and label:
-                labels.append(label.lower() if '#' in label else label)
+        # 'road,lane=7,car=26,27' becomes ['road', 'lane', '7', 'car', '26,27'].
+        names, *named = re.split('(?:^|,)([^,=]*)=', text)
+        for name in filter(None, names.split(',')):
+            classes.setdefault(name, [])
+        for name, labels in zip(named[::2], named[1::2], strict=True):
+            classes.setdefault(name, []).extend(
+                label.lower() if '#' in label else label for label in labels.split(',') if label)
     return classes if ignore_unlabelled or 'background' in classes else {'background': []} | classes
 
 
@@ -103,7 +97,9 @@ def number_labels(
     Raises:
         ValueError: If there are not 2 to 255 classes, or a label belongs to two.
     """
-    ids = dict.fromkeys(['', '__ignore__', *(['255'] if kind == 'ids' else [])], 255)
+    ids = {'': 255, '__ignore__': 255}  # LabelMe's own names are __ignore__ and _background_.
+    if kind == 'ids':
+        ids['255'] = 255
     if ignore_unlabelled:
         ids |= dict.fromkeys([*BLACK, '_background_'], 255)
     if classes is None:
@@ -137,6 +133,7 @@ def number_labels(
 
 def _default_labels(kind: str, name: str, class_id: int, palette: Sequence[list[int]],
                     ignore_unlabelled: bool) -> Iterable[str]:
+    """Returns the labels of a class of which only the name was given; see number_labels."""
     if kind == 'ids':
         return [str(class_id + ignore_unlabelled)]
     if kind == 'colours' and palette:
@@ -184,7 +181,7 @@ def convert_labels(
     found = set().union(*(annotation.labels for annotation in annotations))
     names, ids = number_labels(kind, found, classes, palette, ignore_unlabelled)
     for name in names:
-        if not name.strip() or not name.isprintable():  # It would be no line of CLASSES_FILE.
+        if not is_class_name(name):
             raise ValueError(f'{name!r} is no name of a class. Say --classes NAME=LABEL')
     for annotation in annotations:
         if unknown := annotation.labels - ids.keys():
@@ -193,7 +190,7 @@ def convert_labels(
                              'NAME=LABEL,LABEL or ignore=LABEL')
     pairs = _pair(kind, annotations, pictures, labels, img_suffix, seg_map_suffix)
     places = split_pictures([pictures[path] for path in pairs], val)
-    suffixes = {path.suffix.lower().replace('.jpeg', '.jpg') for path in pairs}
+    suffixes = set(map(_suffix, pairs))
     suffix = suffixes.pop() if len(suffixes) == 1 else '.png'
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{target.name}.', dir=target.parent) as temporary:
@@ -201,68 +198,22 @@ def convert_labels(
         jobs = [(path, annotation, new / 'img_dir' / split / f'{name}{suffix}',
                  new / 'ann_dir' / split / f'{name}.png')
                 for (path, annotation), (split, name) in zip(pairs.items(), places, strict=True)]
-        counts = _in_threads('Writing pictures and label maps', partial(_convert, ids), jobs)
+        counts = list(map_in_threads(partial(_convert, ids), jobs, 'Writing'))
         (new / CLASSES_FILE).write_text('\n'.join(names) + '\n', encoding='utf-8')
         if target.exists():
             os.rename(target, Path(temporary) / 'old')
         os.rename(new, target)
-    pixels = defaultdict(list)
-    for (_, count), (split, _) in zip(counts, places, strict=True):
-        pixels[split].append(count)
+    splits = np.array([split for split, _ in places])
+    pixels = np.stack([count for _, count in counts])
     return Conversion(
         kind, names, list(palette) or _find_palette(kind, names, ids), suffix,
         Counter(size for size, _ in counts),
-        {split: np.stack(pixels[split]) for split in sorted(pixels)},
+        {split: pixels[splits == split] for split in np.unique(splits).tolist()},
         sorted(pictures.keys() - pairs.keys()))
 
 
-def split_pictures(keys: Sequence[str], val: float) -> list[tuple[str, str]]:
-    """Decides which pictures are for validation; the same pictures are always split alike.
-
-    Folders that are called train and val decide. Else, where there are several folders, such as one
-    for each film, the pictures of a folder stay together. Else each picture is for itself. They
-    are taken in the order of a hash of their names.
-
-    Args:
-        keys: The pictures' paths below their folder, without suffix.
-        val: The share of pictures for validation.
-
-    Returns:
-        For each picture its split, and its path without the folder that named the split.
-
-    Raises:
-        ValueError: If folders name the split of some pictures only, or none is left to train on.
-    """
-    if not 0 <= val < 1:
-        raise ValueError(f'{val} of the pictures for validation, expected 0 or more, and below 1')
-    hits = [SPLIT_FOLDER.search(key) for key in keys]
-    if {'train', 'val'} <= {hit[1].lower() for hit in hits if hit}:
-        if None in hits:
-            raise ValueError(f'{keys[hits.index(None)]}: lies in no folder train or val, but other '
-                             'pictures do. Move it there')
-        places = [(hit[1].lower(), key[:hit.start()] + key[hit.end():])
-                  for key, hit in zip(keys, hits, strict=True) if hit]
-        (place, times), = Counter(places).most_common(1)
-        if times > 1:
-            raise ValueError(f'{times} pictures would become {"/".join(place)}. Rename one')
-        return places
-    several = len({os.path.dirname(key) for key in keys}) > 1
-    groups: dict[str, list[str]] = defaultdict(list)
-    for key in keys:
-        groups[os.path.dirname(key) if several else key].append(key)
-    chosen: set[str] = set()
-    for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        if len(chosen) + len(groups[name]) <= round(val * len(keys)):
-            chosen.update(groups[name])
-    if val and not chosen:
-        chosen.update(groups[min(groups, key=lambda name: len(groups[name]))])
-    if len(chosen) == len(keys):
-        raise ValueError(f'Pictures with labels: {len(keys)}. Expected at least one for train and '
-                         'one for val. Label more')
-    return [('val' if key in chosen else 'train', key) for key in keys]
-
-
 def _check_target(target: Path, sources: Iterable[Path], overwrite: bool) -> None:
+    """Refuses a folder that overlaps with the sources, or whose content must not be replaced."""
     new = target.resolve()
     for source in sources:
         old = source.resolve()
@@ -284,13 +235,7 @@ def _read(source: Path, labels: Path, kind: str | None, img_suffix: str, seg_map
     files = _files(labels)
     jsons = [path for path in files if path.suffix.lower() == '.json']
     if kind in ('labelme', 'coco') or (kind is None and jsons and not seg_map_suffix):
-        annotations = []
-        read = _in_threads('Reading .json', read_json, jsons)
-        for path, (its_kind, several) in zip(jsons, read, strict=True):
-            kind = kind or its_kind
-            if its_kind != kind:
-                raise ValueError(f'{path}: is of {its_kind}, expected {kind}. Move it elsewhere')
-            annotations += several
+        kind, annotations = _read_jsons(jsons, kind)
     else:
         maps = [path for path in files if _is_image(path) and path.name.endswith(seg_map_suffix)]
         if labels == source and not seg_map_suffix:
@@ -299,23 +244,44 @@ def _read(source: Path, labels: Path, kind: str | None, img_suffix: str, seg_map
                     if path.suffix.lower() == '.png' and times[pictures.get(path, '')] > 1]
         for path in maps:
             pictures.pop(path, None)
-        annotations = _in_threads(
-            'Reading label maps', partial(read_map, as_colours=kind == 'colours'), maps)
-        found = set().union(*(annotation.labels for annotation in annotations))
-        kind = kind or ('binary' if found <= {'0', '255', '#000000', '#ffffff'} else
-                        'colours' if any('#' in label for label in found) else 'ids')
+        kind, annotations = _read_maps(maps, kind)
     if not annotations or not pictures:
         raise ValueError(f'{len(pictures)} pictures in {source}, {len(annotations)} of them with '
                          f'labels in {labels}. Expected .json of LabelMe or COCO, or label maps '
                          'NAME.png for NAME.jpg. See --labels and --seg-map-suffix')
-    return kind or '', annotations, pictures
+    return kind, annotations, pictures
+
+
+def _read_jsons(files: Sequence[Path], kind: str | None) -> tuple[str, list[Annotation]]:
+    """Reads files of LabelMe or of COCO, which must be of one kind: the first file's by default."""
+    annotations = []
+    read = map_in_threads(read_json, files, 'Reading .json')
+    for path, (its_kind, several) in zip(files, read, strict=True):
+        kind = kind or its_kind
+        if its_kind != kind:
+            raise ValueError(f'{path}: is of {its_kind}, expected {kind}. Move it elsewhere')
+        annotations += several
+    return kind or '', annotations
+
+
+def _read_maps(files: Sequence[Path], kind: str | None) -> tuple[str, list[Annotation]]:
+    """Reads label maps, of which the values that all of them hold tell the kind by default."""
+    annotations = list(map_in_threads(
+        partial(read_map, as_colours=kind == 'colours'), files, 'Reading label maps'))
+    found = set().union(*(annotation.labels for annotation in annotations))
+    if found <= {'0', '255', '#000000', '#ffffff'}:
+        default = 'binary'
+    else:
+        default = 'colours' if any('#' in label for label in found) else 'ids'
+    return kind or default, annotations
 
 
 def _pair(kind: str, annotations: Iterable[Annotation], pictures: Mapping[Path, str], labels: Path,
           img_suffix: str, seg_map_suffix: str) -> dict[Path, Annotation]:
     """Finds the picture of each annotation: that of the file's own name, or that which it names."""
-    root, paths = labels if labels.is_dir() else labels.parent, defaultdict(list)
+    root = labels if labels.is_dir() else labels.parent
     pairs: dict[Path, Annotation] = {}
+    paths = defaultdict(list)
     for path, key in pictures.items():
         paths[key].append(path)
     for annotation in annotations:
@@ -353,38 +319,11 @@ def _convert(ids: Mapping[str, int], job: tuple[Path, Annotation, Path, Path],
     for path in (image_path, map_path):
         path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imencode('.png', class_ids)[1].tofile(map_path)
-    if image_path.suffix != picture.suffix.lower().replace('.jpeg', '.jpg'):
-        cv2.imencode(image_path.suffix, image)[1].tofile(image_path)
-    else:
+    if image_path.suffix == _suffix(picture):
         shutil.copyfile(picture, image_path)
+    else:
+        cv2.imencode(image_path.suffix, image)[1].tofile(image_path)
     return (width, height), np.bincount(class_ids.ravel(), minlength=256)
-
-
-def _in_threads(what: str, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """Calls ``function`` with each item, and shows the progress.
-
-    Raises:
-        Exception: The first one of ``function``; items that wait are then left.
-    """
-    print(f'{what} ({len(items)})')
-    progress, results = ProgressBar(len(items)), []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        try:
-            for result in pool.map(function, items):
-                results.append(result)
-                progress.update()
-        except BaseException:  # On Ctrl-C too.
-            pool.shutdown(cancel_futures=True)
-            raise
-    print()
-    return results
-
-
-def make_palette(names: Sequence[str]) -> list[list[int]]:
-    """Returns an RGB colour for each class: black for background, else hues far from each other."""
-    return [[0, 0, 0] if name == 'background' else
-            [round(255 * part) for part in colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.9)]
-            for i, name in enumerate(names)]
 
 
 def _find_palette(kind: str, names: Sequence[str], ids: Mapping[str, int]) -> list[list[int]]:
@@ -396,11 +335,14 @@ def _find_palette(kind: str, names: Sequence[str], ids: Mapping[str, int]) -> li
     return palette
 
 
-def _key(path: Path, suffix: str = '') -> str:
+def _key(path: Path, suffix: str) -> str:
+    """Returns a path without its suffix, by which a picture and its labels find each other."""
     name = os.path.normpath(path).replace(os.sep, '/')
-    if suffix and name.endswith(suffix):
-        return name.removesuffix(suffix)
-    return os.path.splitext(name)[0]
+    return name[:-len(suffix)] if suffix and name.endswith(suffix) else os.path.splitext(name)[0]
+
+
+def _suffix(picture: Path) -> str:
+    return picture.suffix.lower().replace('.jpeg', '.jpg')
 
 
 def _files(path: Path) -> list[Path]:

@@ -78,12 +78,14 @@ def _read_coco(content: dict) -> Iterator[tuple[str, Size | None, list[Shape]]]:
     shapes: dict[Any, list[Shape]] = {image['id']: [] for image in content['images']}
     # Crowds come first, below the objects in them; COCO lists them last.
     for entry in sorted(content['annotations'], key=lambda entry: not entry.get('iscrowd')):
-        outlines = entry.get('segmentation') or []
-        if isinstance(outlines, dict):
-            outlines = [outlines]
+        segmentation = entry.get('segmentation') or []
+        outlines: list[Any]
+        if isinstance(segmentation, dict):
+            outlines, complete = [segmentation], {'size', 'counts'} <= segmentation.keys()
         else:
-            outlines = [_corners(numbers) for numbers in outlines]
-        if not outlines or min(map(len, outlines)) < (2 if isinstance(outlines[0], dict) else 3):
+            outlines = [_corners(numbers) for numbers in segmentation]
+            complete = min(map(len, outlines), default=0) >= 3
+        if not complete:
             raise ValueError(f'annotation {entry["id"]} has the segmentation '
                              f'{entry.get("segmentation")}, expected polygons or run lengths. '
                              'Outline the object (a box does not say which pixels), or delete it')
@@ -144,7 +146,7 @@ def draw_map(annotation: Annotation, size: Size, ids: Mapping[str, int]) -> np.n
         ids: The class id of each label, and under '' that of pixels outside all shapes.
 
     Raises:
-        ValueError: If run lengths are not as many as the pixels.
+        ValueError: If run lengths are of another size than the picture.
     """
     class_ids = np.full(size, ids[''], np.uint8)
     if annotation.shapes is None:
@@ -157,9 +159,10 @@ def draw_map(annotation: Annotation, size: Size, ids: Mapping[str, int]) -> np.n
             continue
         counts = outline['counts']
         runs = decode_runs(counts) if isinstance(counts, str) else counts
-        if sum(runs) != class_ids.size or min(runs) < 0:
+        if sum(runs) != class_ids.size or min(runs) < 0 or outline['size'] != list(size):
             raise ValueError(f'{annotation.file}: run lengths of {sum(runs)} pixels for '
-                             f'{annotation.picture}, which has {class_ids.size}')
+                             f'{annotation.picture}, which has {class_ids.size}: a mask of '
+                             f'{outline["size"]} for a picture of {list(size)}, (height, width)')
         # Runs outside and inside of the object in turn, down the columns.
         inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         class_ids[inside.reshape(size[::-1]).T] = ids[label]

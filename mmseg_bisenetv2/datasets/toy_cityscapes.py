@@ -342,9 +342,7 @@ def _paint(rng: Generator, size: tuple[int, int]) -> tuple[Array, Array]:
     return _photograph(scene), scene.label
 
 
-def draw_scene(
-        rng: Generator,
-        size: tuple[int, int] = (256, 512)) -> tuple[Array, Array]:
+def draw_scene(rng: Generator, size: tuple[int, int] = (256, 512)) -> tuple[Array, Array]:
     """Draws one street scene.
 
     The layout depends on ``rng`` only: a generator in the same state draws the same scene, apart
@@ -362,12 +360,8 @@ def draw_scene(
     return image, _TRAIN_IDS[label_ids]
 
 
-def make_toy_cityscapes(
-        root: str | PathLike,
-        num_train: int = 64,
-        num_val: int = 16,
-        size: tuple[int, int] = (256, 512),
-        seed: int = 0) -> Path:
+def make_toy_cityscapes(root: str | PathLike, num_train: int = 64, num_val: int = 16,
+                        size: tuple[int, int] = (256, 512), seed: int = 0) -> Path:
     """Writes a toy Cityscapes that MMSegmentation's ``CityscapesDataset`` reads as it is.
 
     An image depends on ``seed``, its split and its number only, so that a larger set begins with
@@ -404,8 +398,7 @@ def make_toy_cityscapes(
     for split, city in CITIES.items():
         folders = [root / kind / split / city for kind in ('leftImg8bit', 'gtFine')]
         for folder in folders:
-            if folder.exists():
-                shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         for i in range(counts[split]):
             rng = np.random.default_rng([seed, list(CITIES).index(split), i])

@@ -231,7 +231,7 @@ class PhotoMetricDistortion(MMSegPhotoMetricDistortion):
     def transform(self, results: Results) -> Results:
         """Changes ``img``, BGR."""
         image = results['img']
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if not _is_picture(image):
             return super().transform(results)
         before = self.brightness(LEVELS)
         contrast_last = np.random.randint(2) == 0
@@ -282,22 +282,23 @@ class PackSegInputs(MMSegPackSegInputs):
     def transform(self, results: Results) -> Results:
         """Packs ``img`` as ``inputs``, (C, H, W), and ``gt_seg_map`` as a data sample."""
         rest = dict(results)
-        image: Any = results.get('img')
-        labels: Any = results.get('gt_seg_map')
-        plain_image = _is_uint8(image, 3) and image.shape[2] == 3 and image.size > 0
-        plain_labels = _is_uint8(labels, 2)
-        if plain_image:
-            del rest['img']
-        if plain_labels:
-            del rest['gt_seg_map']
+        image = rest.pop('img') if _is_picture(results.get('img')) else None
+        labels = rest.pop('gt_seg_map') if _is_map(results.get('gt_seg_map')) else None
         packed = super().transform(rest)
-        if plain_image:
+        if image is not None:
             packed['inputs'] = torch.from_numpy(np.stack(cv2.split(image)))
-        if plain_labels:
+        if labels is not None:
             packed['data_samples'].gt_sem_seg = PixelData(
                 data=torch.from_numpy(np.ascontiguousarray(labels)[None]))  # (1, H, W)
         return packed
 
 
-def _is_uint8(array: Any, ndim: int) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == ndim
+def _is_picture(array: Any) -> bool:
+    """Whether it is uint8, (H, W, 3), and not empty."""
+    return (isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 3
+            and array.shape[2] == 3 and array.size > 0)
+
+
+def _is_map(array: Any) -> bool:
+    """Whether it is uint8, (H, W)."""
+    return isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 2

@@ -1,27 +1,15 @@
 """MMSegmentation's data sets, validated: what is wrong is said with the file and the remedy."""
 import functools
 import logging
-import os
 import os.path as osp
 from collections.abc import Iterator
 from typing import Any
 
-import mmengine.fileio as fileio
 import numpy as np
 from mmengine.logging import print_log
 
+from mmseg_bisenetv2.datasets import checks
 from mmseg_bisenetv2.datasets.cache import find_cached
-from mmseg_bisenetv2.datasets.inspection import (
-    ONLY_0_AND_255,
-    describe_absent,
-    describe_left_out,
-    explain_missing_maps,
-    find_missing_maps,
-    is_binary_mask,
-    list_local,
-    load_pair,
-    suggest_conversion,
-)
 from mmseg_bisenetv2.datasets.transforms import LoadAnnotations, LoadImageFromFile
 from mmseg_bisenetv2.registry import DATASETS
 
@@ -65,30 +53,24 @@ class ValidatedDataset(MMSegBaseSegDataset):
             raise ValueError(f'{name}: classes is {classes!r}, and there is no such file. Expected '
                              'a list of names, or a text file with a name in each line')
         for folder in self.data_prefix.values():
-            if folder and self._is_local(folder) and not osp.isdir(folder):
-                hint = suggest_conversion(list_local(self, 'img_path') or [])
+            if folder and checks.is_local(self, folder) and not osp.isdir(folder):
+                hint = checks.suggest_conversion(checks.list_local(self, 'img_path'))
                 raise FileNotFoundError(
                     f'{name}: no folder {osp.abspath(folder)}. {self.remedy.rstrip(".")}{hint}')
         # MMSegmentation's tools read METAINFO, which lacks the classes that a config gives.
         self.METAINFO = self.metainfo
         data_list = super().load_data_list()
         folder = self.data_prefix['img_path']
-        if self._is_local(folder):
+        if checks.is_local(self, folder):
             folder = osp.abspath(folder)
         print_log(f'{name}: {len(data_list)} images *{self.img_suffix} in {folder}',
                   logger='current')
         if not data_list:
-            found = sorted({osp.splitext(file)[1] for _, _, files in os.walk(folder)
-                            for file in files})
+            found = sorted({osp.splitext(file)[1] for file in checks.list_local(self, 'img_path')})
             raise FileNotFoundError(
                 f'{name}: no image *{self.img_suffix} below {folder}; there is '
                 + (f'{", ".join(found)}: set img_suffix.' if found else f'nothing. {self.remedy}'))
         return data_list
-
-    def _is_local(self, path: str) -> bool:
-        """Whether the storage backend looks for ``path`` on a disk of this machine."""
-        return isinstance(fileio.get_file_backend(path, backend_args=self.backend_args),
-                          fileio.LocalBackend)
 
     def full_init(self) -> None:
         """Lists the files, loads a few of them, and looks for decoded copies.
@@ -96,11 +78,13 @@ class ValidatedDataset(MMSegBaseSegDataset):
         Raises:
             CacheError: If the decoded cache is not up to date.
             FileNotFoundError: If a label map is missing.
-            ValueError: If one of the files that were loaded cannot be used.
+            ValueError: If the classes are not those of ``data_root/classes.txt``, or if one of the
+                files that were loaded cannot be used.
         """
         super().full_init()  # Does nothing if it was called before.
         if self.cached is None:
-            self.cached = {}
+            if other := checks.describe_other_classes(self):
+                raise ValueError(f'{type(self).__name__}: {other}')
             infos = [self.get_data_info(i) for i in range(len(self))]
             self.cached = self._find_cached(infos)
             self._check_files(infos)
@@ -119,25 +103,25 @@ class ValidatedDataset(MMSegBaseSegDataset):
     def _check_files(self, infos: list[dict]) -> None:
         """Looks for all label maps, and loads a few pairs; all maps if they are not many."""
         name = type(self).__name__
-        if missing := find_missing_maps(self, infos):
-            text = explain_missing_maps(self, missing, len(infos))
+        if missing := checks.find_missing_maps(self, infos):
+            text = checks.explain_missing_maps(self, missing, len(infos))
             raise FileNotFoundError(f'{name}: {text}')
-        if left_out := describe_left_out(self, infos):
+        if left_out := checks.describe_left_out(self, infos):
             print_log(f'{name}: {left_out}', logger='current', level=logging.WARNING)
         seen: set[int] = set()
         pairs = range(0, len(infos), max(1, len(infos) // NUM_PAIRS_LOADED))[:NUM_PAIRS_LOADED]
         looked_at = range(len(infos)) if len(infos) <= MAX_MAPS_LOADED else pairs
         for i in looked_at:
-            pair = load_pair(self, self.get_data_info(i), with_picture=i in pairs)
+            pair = checks.load_pair(self, self.get_data_info(i), with_picture=i in pairs)
             labels = pair.get('gt_seg_map')
             if labels is not None:
                 size = pair['img'].shape[:2] if 'img' in pair else labels.shape[-2:]
                 self._check_labels(labels, [size], pair['seg_map_path'])
                 seen.update(np.unique(labels).tolist())
         said = ''
-        if is_binary_mask(seen, self):
-            said = f'{ONLY_0_AND_255} ({len(looked_at)} looked at)'
-        elif seen and len(looked_at) == len(infos) and (absent := describe_absent(
+        if checks.is_binary_mask(seen, self):
+            said = f'{checks.ONLY_0_AND_255} ({len(looked_at)} looked at)'
+        elif seen and len(looked_at) == len(infos) and (absent := checks.describe_absent(
                 self.metainfo.get('classes') or (), seen)):
             said = (f'{absent}. From these {len(infos)} label maps a network cannot learn them; '
                     'mIoU leaves them out, or counts 0 as soon as they are predicted')
@@ -166,8 +150,7 @@ class ValidatedDataset(MMSegBaseSegDataset):
         try:
             data = super().prepare_data(idx)
         except Exception as error:
-            info = self.get_data_info(idx)
-            error.add_note(f'Image {info["img_path"]}, label map {info.get("seg_map_path")}')
+            error.add_note(checks.describe_pair(self.get_data_info(idx)))
             raise
         for label, sizes in _label_maps(data):
             self._check_labels(label, sizes, self.get_data_info(idx).get('seg_map_path'))

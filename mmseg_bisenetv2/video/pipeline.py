@@ -34,9 +34,13 @@ class FrameQueue:
     """Frames on their way between two threads, either of which can close the queue.
 
     ``queue.Queue`` can be closed from Python 3.13 on, and cannot replace what waits in it.
+
+    Attributes:
+        dropped: How many live frames were replaced by newer ones.
     """
 
     def __init__(self) -> None:
+        self.dropped = 0
         self._frames: deque[Frame] = deque()
         self._closed = False
         self._changed = threading.Condition()
@@ -49,6 +53,7 @@ class FrameQueue:
         with self._changed:
             if frame.live and self._frames and self._frames[-1].source is frame.source:
                 self._frames.pop()
+                self.dropped += 1
             room = max_waiting(frame.image)
             self._changed.wait_for(lambda: self._closed or len(self._frames) < room)
             if not self._closed:
@@ -145,17 +150,13 @@ def predict_all(predictor: Predictor, sources: Sequence[Source], writer: Writer,
             writer.write(frame, labels)
 
     written: deque[Future] = deque()
-    start = current = None
+    start: float | None = None  # Set behind the first prediction.
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as encoder:
         reading = reader.submit(read_all)
         try:
             for frame in frames:
                 if stopped():
                     break
-                if frame.source is not current:
-                    current, expected = frame.source, 0
-                summary.dropped += (frame.number - expected) * frame.live
-                expected = frame.number + 1
                 labels: Any = None
                 with list_failure(frame.source):
                     labels = predictor(frame.image)
@@ -176,6 +177,7 @@ def predict_all(predictor: Predictor, sources: Sequence[Source], writer: Writer,
             written.append(encoder.submit(writer.close))
     for task in (reading, *written):
         task.result()  # raises what went wrong there
+    summary.dropped = frames.dropped
     summary.seconds = time.perf_counter() - start if start else 0.
     return summary
 

@@ -98,16 +98,22 @@ def find_sources(inputs: Sequence[str], out: str) -> tuple[list[Source], list[st
     root = os.path.commonpath(folders) if folders else ''
     sources, taken = [], set()
     for address, kind in found.values():
-        if kind == 'live':
-            name = re.sub(r'[^\w.-]+', '_', _without_password(address).split('://')[-1])
-            name = f'camera{name}' if name.isdecimal() else name
-        else:
-            name = os.path.splitext(os.path.relpath(address, root))[0]
-        names = itertools.chain([name], (f'{name}_{n}' for n in itertools.count(2)))
-        name = next(n for n in names if (kind == 'image', n.lower()) not in taken)
+        stem = name = _output_name(address, kind, root)
+        for number in itertools.count(2):
+            if (kind == 'image', name.lower()) not in taken:  # Disks may not tell a from A.
+                break
+            name = f'{stem}_{number}'
         taken.add((kind == 'image', name.lower()))
         sources.append(Source(address, name, kind))
     return sources, problems
+
+
+def _output_name(address: str, kind: str, root: str) -> str:
+    """Returns the path below ``root`` without suffix, or what a file of a stream may be called."""
+    if kind != 'live':
+        return os.path.splitext(os.path.relpath(address, root))[0]
+    name = re.sub(r'[^\w.-]+', '_', _without_password(address).split('://')[-1])
+    return f'camera{name}' if name.isdecimal() else name
 
 
 def _without_password(address: str) -> str:

@@ -227,6 +227,10 @@ def break_palette(root, config):
     config.train_dataloader.dataset.metainfo.palette = [[0, 0, 0]] * 3
 
 
+def break_order(root, config):
+    (root / 'classes.txt').write_text('drivable\nbackground\n')
+
+
 def break_heads(root, config):
     config.model.auxiliary_head[1].num_classes = 1
 
@@ -242,6 +246,10 @@ def break_heads(root, config):
     (break_pairs, ['val: error: 1 of 2 pictures have no label map']),
     (break_folder, ['val: error: BaseSegDataset: no folder {root}/img_dir/validation']),
     (break_palette, ['train: error: ', 'palette does not match classes']),
+    (break_order, [
+        "train: error: the config has the classes ['background', 'drivable'], but the label maps "
+        "have ['drivable', 'background'] in the order of their ids, says {root}/classes.txt. Write",
+        'val: error: the config has the classes']),
     (break_heads, ['train: error: 2 classes, but a head has num_classes=1'])])
 def test_error_where_a_training_would_fail(root, config, damage, expected):
     damage(root, config)

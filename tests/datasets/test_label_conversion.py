@@ -294,6 +294,9 @@ def test_unturned_labels_of_a_turned_picture(tmp_path):
     (dict(segmentation=[[1, 1, 2, 2]]), 'annotation 0 has the segmentation'),
     (dict(segmentation=[[1, 1, 2, 2, 3]]), 'reshape'),
     (dict(segmentation=dict(size=[8, 12], counts=[3, 4])), 'run lengths of 7 pixels for a.jpg'),
+    (dict(segmentation=dict(size=[12, 8], counts=[0, 96])),
+     r'run lengths of 96 pixels .*a mask of \[12, 8\] for a picture of \[8, 12\]'),
+    (dict(segmentation=dict(counts=[0, 96])), 'annotation 0 has the segmentation {.counts'),
     (dict(segmentation=[[0, 0, 3, 0, 3, 3]], image_id=4), r'not as LabelMe.*KeyError\(4\)'),
     (dict(segmentation=[[0, 0, 3, 0, 3, 3]], category_id=4), r'not as LabelMe.*KeyError\(4\)'),
 ])

@@ -203,6 +203,34 @@ def test_classes_from_a_file(tmp_path):
         build(tmp_path, metainfo=dict(classes='nothing.txt'))
 
 
+@pytest.mark.parametrize('written, kwargs, refused', [
+    ('road\nrest\n', {}, False), ('rest\nroad\n', {}, True), ('road\nrest\ncar\n', {}, True),
+    ('road\n', {}, True), ('road\nothers\n', {}, True), ('\n', {}, True),
+    ('void\nroad\nrest\n', dict(reduce_zero_label=True), False),
+    ('void\nrest\nroad\n', dict(reduce_zero_label=True), True),
+    ('void\nrest\nroad\n', dict(label_map={1: 1, 2: 0}), False)])
+def test_classes_that_are_not_those_beside_the_label_maps(tmp_path, written, kwargs, refused):
+    """In another order each class would be trained and scored under the name of another."""
+    write(tmp_path, np.array([[0, 1]] * 2, np.uint8))
+    (tmp_path / 'classes.txt').write_text(written)
+    if refused:
+        names = written.rstrip().splitlines()[bool(kwargs):]
+        with pytest.raises(ValueError, match=re.escape(
+                f"BaseSegDataset: the config has the classes ['road', 'rest'], but the label maps "
+                f'have {names} in the order of their ids, says {tmp_path}/classes.txt. Write')):
+            build(tmp_path, **kwargs)
+    else:
+        assert len(build(tmp_path, **kwargs)) == 1
+    assert len(build(tmp_path, metainfo={})) == 1  # Nothing to compare with.
+
+
+def test_classes_file_that_is_no_text_is_named(tmp_path):
+    write(tmp_path, np.array([[0, 1]] * 2, np.uint8))
+    (tmp_path / 'classes.txt').write_bytes(b'\xff\xfe')
+    with pytest.raises(ValueError, match=r'classes\.txt: expected names of classes, as text'):
+        build(tmp_path)
+
+
 @register_backend('mapped', prefixes='far', force=True)
 class MappedBackend(BaseStorageBackend):
     """Storage that knows its files under another path, as Petrel with ``path_mapping`` does."""
