@@ -36,6 +36,7 @@ LOSSLESS = ('.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')  # Suffixes of lab
 CONVERT = 'python tools/convert_labels.py'
 ONLY_0_AND_255 = ('the label maps hold only 0 and 255, and 255 is ignored. If 255 marks a class, '
                   f'write 1 in its place: {CONVERT}')
+ABSENT_IN_MIOU = 'mIoU leaves them out, or counts 0 as soon as they are predicted'
 # The distributions of a group install the same module, one over the other.
 SAME_MODULE = (('mmcv', 'mmcv-lite', 'onedl-mmcv'),
                ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python',
@@ -270,8 +271,7 @@ def _compare(splits: Mapping[str, Split]) -> None:
             split.warnings.append(ONLY_0_AND_255)
         if absent and split.pairs:
             split.warnings.append(f'{absent}. ' + (
-                'The network cannot learn them' if name == 'train' else 'mIoU, which save_best '
-                'follows, leaves them out, or counts 0 as soon as they are predicted'))
+                'The network cannot learn them' if name == 'train' else ABSENT_IN_MIOU))
     for (name, split), (other, others) in itertools.combinations_with_replacement(
             splits.items(), 2):
         copies = [(path, paths[0]) for digest, paths in split.files.items()

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 
 from mmseg_bisenetv2.datasets.cache import find_cached
 from mmseg_bisenetv2.datasets.inspection import (
+    ABSENT_IN_MIOU,
     ONLY_0_AND_255,
     describe_absent,
     describe_left_out,
@@ -140,7 +141,7 @@ class ValidatedDataset(MMSegBaseSegDataset):
         elif seen and len(looked_at) == len(infos) and (absent := describe_absent(
                 self.metainfo.get('classes') or (), seen)):
             said = (f'{absent}. From these {len(infos)} label maps a network cannot learn them; '
-                    'mIoU leaves them out, or counts 0 as soon as they are predicted')
+                    f'{ABSENT_IN_MIOU}')
         if said:
             print_log(f'{name}: {said}. The first is {infos[0]["seg_map_path"]}',
                       logger='current', level=logging.WARNING)
