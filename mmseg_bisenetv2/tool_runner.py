@@ -8,11 +8,12 @@ import runpy
 import sys
 from pathlib import Path
 
+from mmseg_bisenetv2 import MIM_FOLDER
 from mmseg_bisenetv2.compat import draw_pictures_of_any_layout
 
 import mmseg
 
-OUR_TOOLS = Path(__file__).parent / '.mim/tools'
+OUR_TOOLS = MIM_FOLDER / 'tools'
 MMSEG_TOOLS = Path(mmseg.__path__[0]) / '.mim/tools'
 MMSEG_FOLDERS = ('analysis_tools', 'misc', 'dataset_converters')
 # Tools of MMSegmentation that are not run, because something here does it better.
