@@ -1,6 +1,7 @@
 """Training and testing as users start them: through mim, in processes of their own."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,11 @@ def test_train_resume_and_test(toy: Path, tmp_path: Path) -> None:
     assert 'mIoU' in out and 'bicycle' in out
     assert len(list((test / 'test_pictures').glob('*.png'))) == 1
     assert (work / 'training_curve.png').exists()
+    # The last line of `make demo`.
+    recipe, = re.findall(r'^\t@(awk .*)', (CONFIGS.parent / 'Makefile').read_text(), re.MULTILINE)
+    command = recipe.replace('$$', '$').replace('$(WORK)', str(tmp_path))
+    printed = subprocess.check_output(command, shell=True, text=True)
+    assert printed.split() == ['mIoU:', *re.findall(r'mIoU: (\S+)', out)[-1:], '%']
 
 
 GLOO = '''

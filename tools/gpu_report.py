@@ -171,8 +171,8 @@ def plan(device: str, sizes: Sizes, out: Path) -> list[Stage]:
         return Stage(
             name, title, lambda number: [
                 sys.executable, 'tools/benchmark.py', name.split('-')[0], '--device', device,
-                '--json', str(file), *options.format(
-                    batch=number, batches=' '.join(map(str, sorted({1, number})))).split()],
+                *options.format(batch=number, batches=' '.join(map(str, sorted({1, number})))
+                                ).split(), '--json', str(file)],
             lambda _: json.loads(file.read_text())['results'], seconds, batch)
 
     size, crop, pairs = format_size(sizes.frame), format_size(sizes.crop), sizes.pairs
