@@ -84,7 +84,8 @@ def test_train_resume_and_test(toy: Path, tmp_path: Path) -> None:
     recipe, = re.findall(r'^\t@(awk .*)', (CONFIGS.parent / 'Makefile').read_text(), re.MULTILINE)
     command = recipe.replace('$$', '$').replace('$(WORK)', str(tmp_path))
     printed = subprocess.check_output(command, shell=True, text=True)
-    assert printed.split() == ['mIoU:', *re.findall(r'mIoU: (\S+)', out)[-1:], '%']
+    score = float(re.findall(r'mIoU: (\S+)', out)[-1])
+    assert printed.split() == ['mIoU:', f'{score:.2f}', '%']
 
 
 GLOO = '''
