@@ -34,13 +34,14 @@ from mmseg.structures import SegDataSample
 def measure(args: Namespace) -> list[dict[str, Any]]:
     """Times, memory and agreement of everything that takes part, for one size and batch."""
     torch.compiler.reset()  # PyTorch compiles the same code eight times at most.
+    height, width = args.size
     frame = find_frame(args)
     frames, images = [frame] * args.batch, [torch.from_numpy(frame).permute(2, 0, 1)] * args.batch
     with tempfile.TemporaryDirectory() as folder:
         stock = build_stock(args, images, Path(folder, 'weights.pth'))
         predictors = dict(find_predictors(args, Path(folder, 'weights.pth'), stock.num_classes))
     for predictor in predictors.values():
-        predictor.warm_up(*args.size, args.batch)
+        predictor.warm_up(height, width, args.batch)
     inputs = stock.data_preprocessor(dict(inputs=images))['inputs']
     network: dict[str, list[float]] = {name: [] for name in predictors}
 
