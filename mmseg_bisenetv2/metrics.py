@@ -2,16 +2,15 @@
 import functools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import MMLogger, print_log
+from mmengine.logging import print_log
 from torch import Tensor
 
+from mmseg_bisenetv2.datasets.checks import ABSENT_IN_MIOU, describe_absent
 from mmseg_bisenetv2.registry import METRICS
-from mmseg_bisenetv2.visualization import draw_confusion
 
 from mmseg.evaluation import IoUMetric as MMSegIoUMetric
 
@@ -22,14 +21,7 @@ class IoUMetric(MMSegIoUMetric):
 
     The pixels of an image are counted on its device, as integers, into one confusion matrix, where
     MMSegmentation makes three histograms of masked copies in float32, which is exact up to 16.7
-    million pixels of a class only.
-
-    Args:
-        ignore_index, iou_metrics, nan_to_num, beta, collect_device, output_dir, format_only,
-            prefix: See ``mmseg.evaluation.IoUMetric``.
-        confusion_picture: A PNG to draw the confusion matrix into. A relative path begins at the
-            work directory, if there is a run.
-        **kwargs: Not used, as in the original.
+    million pixels of a class only. It takes the arguments of the original.
 
     Attributes:
         confusion: Pixels of the last evaluation, true class by predicted class, (C + 1, C + 1)
@@ -37,15 +29,8 @@ class IoUMetric(MMSegIoUMetric):
             None before it, and in processes other than the first.
     """
 
-    def __init__(self, ignore_index: int = 255, iou_metrics: Sequence[str] = ['mIoU'],
-                 nan_to_num: int | None = None, beta: int = 1, collect_device: str = 'cpu',
-                 output_dir: str | None = None, format_only: bool = False,
-                 prefix: str | None = None, confusion_picture: str | Path | None = None,
-                 **kwargs: Any) -> None:
-        super().__init__(ignore_index, iou_metrics, nan_to_num, beta, collect_device, output_dir,
-                         format_only, prefix, **kwargs)
-        self.confusion_picture = confusion_picture
-        self.confusion: np.ndarray | None = None
+    confusion: np.ndarray | None = None
+    _said = ''
 
     @property
     def dataset_meta(self) -> Any:
@@ -103,22 +88,12 @@ class IoUMetric(MMSegIoUMetric):
             return super().compute_metrics(results)
         confusion = functools.reduce(torch.add, results).to_dense()
         self.confusion = confusion.numpy()
-        if self.confusion_picture:
-            try:
-                path = _work_dir() / self.confusion_picture
-                draw_confusion(self.confusion[:-1, :-1], self.dataset_meta['classes'], path)
-                print_log(f'confusion matrix: {path}', logger='current')
-            except Exception as error:  # The scores are not lost for a picture.
-                print_log(f'The confusion matrix was not drawn: {error!r}', 'current',
-                          logging.WARNING)
-        names = self.dataset_meta['classes']
-        absent = [name for name, pixels in zip(names, confusion[:-1].sum(1).tolist(), strict=True)
-                  if not pixels]
-        if absent and self.nan_to_num is None:
-            print_log(
-                f'No pixel is labelled as {len(absent)} of {len(names)} classes: '
-                f'{", ".join(absent)}. mIoU leaves them out, or counts 0 where they are predicted',
-                logger='current', level=logging.WARNING)
+        found = confusion[:-1].sum(1).nonzero().flatten().tolist()
+        absent = describe_absent(self.dataset_meta['classes'], found)
+        if absent and self.nan_to_num is None and absent != self._said:
+            self._said = absent  # Once, not after every validation of a training.
+            print_log(f'{type(self).__name__}: {absent}. {ABSENT_IN_MIOU}', logger='current',
+                      level=logging.WARNING)
         return super().compute_metrics([_class_areas(confusion)])
 
 
@@ -165,9 +140,3 @@ def format_class_table(confusion: np.ndarray, classes: Sequence[str]) -> str:
 
 def _format_score(value: Tensor) -> str:
     return '-' if value.isnan() else f'{value:.2f}'
-
-
-def _work_dir() -> Path:
-    """Returns the work directory of the run; the current folder if nothing logs to a file."""
-    log_file = MMLogger.get_current_instance().log_file  # WORK_DIR/TIMESTAMP/TIMESTAMP.log
-    return Path(log_file).absolute().parents[1] if log_file else Path()

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import cv2
 
+from mmseg_bisenetv2 import MIM_FOLDER
 from mmseg_bisenetv2.atomic_write import write_atomically
 from mmseg_bisenetv2.datasets import class_names
 from mmseg_bisenetv2.decoding import decode_image
 
-TEMPLATE = Path(__file__).parent / '.mim/configs/bisenetv2_fcn_custom.py'
+TEMPLATE = MIM_FOLDER / 'configs/bisenetv2_fcn_custom.py'
 RULE = f'# {"-" * 96}\n'
 LAYOUT = 'img_dir/{train,val}/NAME.jpg and ann_dir/{train,val}/NAME.png'
 MIN_SIZE, MAX_CROP = 32, 512
@@ -30,7 +31,7 @@ HEAD = '''\
 # proportion with auto_scale_lr.enable=True.
 # The folder of mmseg_bisenetv2's configs, wherever it is installed. MMEngine reads this first.
 _base_ = [
-    f"{{__import__('mmseg_bisenetv2').__path__[0]}}/.mim/configs/_base_/{{name}}.py"
+    f"{{__import__('mmseg_bisenetv2').MIM_FOLDER}}/configs/_base_/{{name}}.py"
     for name in ('models/fcn_bisenetv2', 'datasets/folders', 'schedules/schedule_40k')
 ] + ['mmseg::_base_/default_runtime.py']
 '''

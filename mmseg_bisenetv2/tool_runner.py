@@ -8,19 +8,20 @@ import runpy
 import sys
 from pathlib import Path
 
+from mmseg_bisenetv2 import MIM_FOLDER
 from mmseg_bisenetv2.compat import draw_pictures_of_any_layout
 
 import mmseg
 
-OUR_TOOLS = Path(__file__).parent / '.mim/tools'
+OUR_TOOLS = MIM_FOLDER / 'tools'
 MMSEG_TOOLS = Path(mmseg.__path__[0]) / '.mim/tools'
 MMSEG_FOLDERS = ('analysis_tools', 'misc', 'dataset_converters')
 # Tools of MMSegmentation that are not run, because something here does it better.
 REPLACED = dict(
     confusion_matrix=(
         "MMSegmentation's computes with class ids of 8 bits, which is wrong from 17 classes on. "
-        'Let the test draw the matrix: mim test mmseg_bisenetv2 CONFIG --checkpoint FILE '
-        '--cfg-options test_evaluator.confusion_picture=confusion.png'),
+        'A test draws the matrix into test_confusion.png of its work directory: '
+        'mim test mmseg_bisenetv2 CONFIG --checkpoint FILE'),
     publish_model=(
         "MMSegmentation's removes only the optimiser from the file. Use: "
         'python -m mmseg_bisenetv2 convert_checkpoint IN.pth OUT.pth --strip'))

@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import mmcv
 import numpy as np
 from matplotlib.figure import Figure
-from mmengine.dataset import BaseDataset
-from torch import nn
 
 _TITLE_HEIGHT = 24
 _PANEL_SIDE = 1024  # Larger pictures are drawn smaller.
@@ -31,33 +28,6 @@ def colour_table(palette: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
     table = np.zeros((256, 3), np.uint8)
     table[:len(palette)] = palette
     return table
-
-
-def draw_samples(model: nn.Module, dataset: BaseDataset, out_dir: str | Path,
-                 indices: Iterable[int]) -> list[Path]:
-    """Writes input, ground truth and prediction side by side, one PNG per image.
-
-    Args:
-        model: What ``mmseg.apis.init_model`` returns.
-        dataset: With label maps; its palette colours them.
-        out_dir: Where to write; made if missing.
-        indices: Which images of the data set.
-
-    Returns:
-        The pictures.
-    """
-    from mmseg.apis import inference_model
-
-    classes, palette = (dataset.metainfo[key] for key in ('classes', 'palette'))
-    paths = []
-    for index in indices:
-        image_path = Path(dataset.get_data_info(index)['img_path'])
-        image = mmcv.imread(image_path)
-        truth = dataset[index]['data_samples'].gt_sem_seg.data[0].numpy()
-        prediction = inference_model(model, image).pred_sem_seg.data[0].cpu().numpy()
-        paths.append(Path(out_dir) / f'{image_path.stem}.png')
-        draw_sample(image, truth, prediction, classes, palette, paths[-1])
-    return paths
 
 
 def draw_sample(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray,
@@ -210,21 +180,6 @@ def draw_curves(work_dirs: Mapping[str, str | Path], path: str | Path) -> None:
 def _points(values: dict[int, float]) -> tuple[list[int], list[float]]:
     iterations = sorted(values)
     return iterations, [values[i] for i in iterations]
-
-
-def read_scores(work_dir: str | Path) -> dict[str, float]:
-    """Reads the metrics of the newest ``mim test`` in ``work_dir``.
-
-    Returns:
-        Such as ``{'mIoU': 74.62, 'aAcc': ...}``, in per cent.
-
-    Raises:
-        FileNotFoundError: If nothing was tested there.
-    """
-    results = sorted(Path(work_dir).glob('[0-9]*/[0-9]*.json'))
-    if not results:
-        raise FileNotFoundError(f'No result of a test in {work_dir}')
-    return json.loads(results[-1].read_text())
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:

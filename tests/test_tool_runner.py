@@ -60,7 +60,7 @@ def test_unknown_tool_is_refused_with_the_list(monkeypatch):
 
 @pytest.mark.parametrize('name, remedy', [
     ('publish_model', 'convert_checkpoint IN.pth OUT.pth --strip'),
-    ('confusion_matrix', 'mim test .*test_evaluator.confusion_picture=')])
+    ('confusion_matrix', 'into test_confusion.png .*: mim test ')])
 def test_tools_that_ours_replace_say_so(monkeypatch, name, remedy):
     with pytest.raises(SystemExit, match=f'{name}: .*{remedy}'):
         run(monkeypatch, name, 'a', 'b')

@@ -263,7 +263,7 @@ def load_config() -> Any:
 
     import mmseg_bisenetv2
     config = Config.fromfile(
-        f'{mmseg_bisenetv2.__path__[0]}/.mim/configs/bisenetv2_fcn_toy-cityscapes.py')
+        mmseg_bisenetv2.MIM_FOLDER / 'configs/bisenetv2_fcn_toy-cityscapes.py')
     config.work_dir = 'work'
     config.merge_from_dict({
         'train_cfg.max_iters': 20, 'train_cfg.val_interval': 20,
@@ -332,7 +332,7 @@ def export(*arguments: str) -> None:
     """Runs tools/export.py, which runs the file that it wrote and compares with PyTorch."""
     import mmseg_bisenetv2
     load_config().dump('config.py')
-    tool = f'{mmseg_bisenetv2.__path__[0]}/.mim/tools/export.py'
+    tool = str(mmseg_bisenetv2.MIM_FOLDER / 'tools/export.py')
     sys.path.insert(0, str(Path(tool).parent))
     sys.argv = [tool, 'config.py', 'work/iter_20.pth', *arguments, '--images', *val_pictures()]
     runpy.run_path(tool, run_name='__main__')

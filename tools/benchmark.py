@@ -125,7 +125,9 @@ def format_table(rows: list[dict[str, Any]]) -> PrettyTable:
 def format_value(value: Any) -> str:
     if isinstance(value, list):
         return ' - '.join(map(format_value, value))
-    return '' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value)
+    if value is None:
+        return ''
+    return f'{value:.4g}' if isinstance(value, float) else str(value).replace('|', '/')
 
 
 def main() -> None:

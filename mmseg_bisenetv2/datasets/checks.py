@@ -17,6 +17,7 @@ LOSSLESS = ('.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')  # Suffixes of lab
 CONVERT = 'python tools/convert_labels.py'
 ONLY_0_AND_255 = ('the label maps hold only 0 and 255, and 255 is ignored. If 255 marks a class, '
                   f'write 1 in its place: {CONVERT}')
+ABSENT_IN_MIOU = 'mIoU leaves them out, or counts 0 as soon as they are predicted'
 
 
 def load_pair(dataset: BaseSegDataset, info: dict, with_picture: bool = True) -> dict:

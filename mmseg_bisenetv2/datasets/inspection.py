@@ -207,8 +207,7 @@ def _warn_of_classes(splits: Mapping[str, Split]) -> None:
             split.warnings.append(checks.ONLY_0_AND_255)
         if split.pairs and (absent := checks.describe_absent(split.classes, ids)):
             split.warnings.append(f'{absent}. ' + (
-                'The network cannot learn them' if name == 'train' else 'mIoU, which save_best '
-                'follows, leaves them out, or counts 0 as soon as they are predicted'))
+                'The network cannot learn them' if name == 'train' else checks.ABSENT_IN_MIOU))
 
 
 def _warn_of_copies(splits: Mapping[str, Split]) -> None:

@@ -124,7 +124,7 @@ class ValidatedDataset(MMSegBaseSegDataset):
         elif seen and len(looked_at) == len(infos) and (absent := checks.describe_absent(
                 self.metainfo.get('classes') or (), seen)):
             said = (f'{absent}. From these {len(infos)} label maps a network cannot learn them; '
-                    'mIoU leaves them out, or counts 0 as soon as they are predicted')
+                    f'{checks.ABSENT_IN_MIOU}')
         if said:
             print_log(f'{name}: {said}. The first is {infos[0]["seg_map_path"]}',
                       logger='current', level=logging.WARNING)

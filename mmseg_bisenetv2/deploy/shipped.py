@@ -1,13 +1,11 @@
 """The networks that come with the package, found by name."""
 from pathlib import Path
 
-import mmseg_bisenetv2
+from mmseg_bisenetv2 import MIM_FOLDER
 
 # Name -> stem of the config in configs/ and of the files in weights/. The cards beside the weights
 # say what each was trained on, what it may be used for, and how well it does.
 SHIPPED = dict(camvid='bisenetv2_fcn_camvid')
-# In a clone, .mim holds links to configs/ and weights/; in a wheel, the files themselves.
-FOLDER = Path(mmseg_bisenetv2.__file__).parent / '.mim'
 
 
 def find_shipped(name: str, precision: str = 'auto') -> tuple[Path, Path | None]:
@@ -24,8 +22,9 @@ def find_shipped(name: str, precision: str = 'auto') -> tuple[Path, Path | None]
         FileNotFoundError: If the weights are not there, with the ways to get them.
     """
     stem = SHIPPED[name]
-    config = FOLDER / 'configs' / f'{stem}.py'
-    weights = FOLDER / 'weights' / (stem + ('_int8.xml' if precision == 'int8' else '.safetensors'))
+    config = MIM_FOLDER / 'configs' / f'{stem}.py'
+    weights = MIM_FOLDER / 'weights' / (
+        stem + ('_int8.xml' if precision == 'int8' else '.safetensors'))
     for path in (weights, weights.with_suffix('.bin') if precision == 'int8' else config):
         if not path.is_file():
             raise FileNotFoundError(

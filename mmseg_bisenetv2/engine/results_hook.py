@@ -18,8 +18,6 @@ from mmseg_bisenetv2.metrics import IoUMetric, format_class_table
 from mmseg_bisenetv2.registry import HOOKS
 from mmseg_bisenetv2.visualization import draw_confusion, draw_curves, draw_sample
 
-PICTURES = 6
-
 
 @HOOKS.register_module()
 class ResultsHook(Hook):
@@ -28,7 +26,7 @@ class ResultsHook(Hook):
     - After each validation ``training_curve.png``.
     - After each validation whose checkpoint is the best so far, or after each if none is kept as
       the best: ``val_classes.md``, the scores of each class, ``val_confusion.png``, and
-      ``val_pictures``, six pictures beside ground truth and prediction.
+      ``val_pictures``, some pictures beside ground truth and prediction.
     - After a test the same three, named ``test_*``.
     - When the training ends, one line in the log with the best checkpoint and the command that
       predicts with it.
@@ -39,12 +37,14 @@ class ResultsHook(Hook):
 
     Args:
         enabled: False writes nothing.
+        pictures: How many are drawn, at most, evenly spread over the data.
     """
 
     priority = 'LOWEST'  # After CheckpointHook, which decides whether a validation is the best.
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True, pictures: int = 6) -> None:
         self.enabled = enabled
+        self.pictures = pictures
         self.best: str | None = None  # The best checkpoint that is known.
         self.wanted: set[int] = set()  # The places of the pictures in this process's data.
         self.samples: list[tuple[str, np.ndarray, np.ndarray]] = []  # Path, truth, prediction.
@@ -68,7 +68,8 @@ class ResultsHook(Hook):
             with self._errors_as_warnings(runner):
                 loader = getattr(runner, name)
                 number = min(len(loader) * (loader.batch_size or 1), len(loader.dataset))
-                self.wanted = set(np.linspace(0, number - 1, PICTURES).round().astype(int).tolist())
+                places = np.linspace(0, number - 1, self.pictures).round()
+                self.wanted = set(places.astype(int).tolist())
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                        outputs: Sequence | None = None) -> None:
@@ -116,16 +117,17 @@ class ResultsHook(Hook):
         classes, palette = (dataset.metainfo[key] for key in ('classes', 'palette'))
         pictures = folder / f'{name}_pictures'
         for earlier in (folder / f'{name}_classes.md', folder / f'{name}_confusion.png',
-                        *pictures.glob('[0-9]_*.png')):
+                        *pictures.glob('[0-9]*_*.png')):
             earlier.unlink(missing_ok=True)  # It would pass for this one's.
         confusions = [metric.confusion for metric in evaluator.metrics
                       if isinstance(metric, IoUMetric) and metric.confusion is not None]
         for confusion in confusions[:1]:
             (folder / f'{name}_classes.md').write_text(format_class_table(confusion, classes))
             draw_confusion(confusion[:-1, :-1], classes, folder / f'{name}_confusion.png')
+        digits = len(str(len(self.samples)))
         for number, (path, truth, prediction) in enumerate(self.samples, 1):
             draw_sample(mmcv.imread(path), truth, prediction, classes, palette,
-                        pictures / f'{number}_{Path(path).stem}.png')
+                        pictures / f'{number:0{digits}}_{Path(path).stem}.png')
         self.samples = []
 
     def after_train(self, runner: Runner) -> None:

@@ -45,12 +45,6 @@ def test_signature_is_the_originals_with_new_arguments_last(ours):
         assert found[:len(expected)] == expected, name
 
 
-def test_metric_takes_its_arguments_by_position():
-    metric = IoUMetric(254, ['mDice'], -1, 2, 'cpu', None, False, 'street', 'confusion.png')
-    assert (metric.ignore_index, metric.metrics, metric.nan_to_num, metric.beta, metric.prefix,
-            metric.confusion_picture) == (254, ['mDice'], -1, 2, 'street', 'confusion.png')
-
-
 @pytest.mark.parametrize('kind, options', [
     ('LoadImageFromFile', {}), ('LoadAnnotations', {}), ('PhotoMetricDistortion', {}),
     ('PackSegInputs', {}), ('RandomResizeCrop', dict(scale=(9, 8), crop_size=(4, 5)))])

@@ -99,7 +99,7 @@ def test_a_checkpoint_beside_it_is_refused():
 def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path, precision):
     (tmp_path / 'configs').mkdir()
     shutil.copy(CONFIG, tmp_path / 'configs')
-    monkeypatch.setattr(shipped, 'FOLDER', tmp_path)
+    monkeypatch.setattr(shipped, 'MIM_FOLDER', tmp_path)
     with pytest.raises(FileNotFoundError, match='git checkout -- weights'):
         Predictor('camvid', precision=precision)
 

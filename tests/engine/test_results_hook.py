@@ -115,6 +115,17 @@ def test_testing(work_dir: Path, config: Path, tmp_path: Path) -> None:
         assert (tmp_path / f'test_{name}').read_bytes() == (work_dir / f'val_{name}').read_bytes()
 
 
+@pytest.mark.parametrize('number, expected', [
+    (2, ['1_0.png', '2_6.png']), (20, [f'{i}_{i - 1}.png' for i in range(1, 8)]), (0, [])])
+def test_number_of_pictures(work_dir: Path, config: Path, tmp_path: Path, number: int,
+                            expected: list[str]) -> None:
+    (tmp_path / 'test_pictures').mkdir()
+    (tmp_path / 'test_pictures/12_old.png').touch()
+    build(config, tmp_path, load_from=str(work_dir / 'best_mIoU_iter_4.pth'),
+          default_hooks__results__pictures=number).test()
+    assert sorted(path.name for path in (tmp_path / 'test_pictures').iterdir()) == expected
+
+
 def test_what_cannot_be_written_is_a_warning(
         config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:

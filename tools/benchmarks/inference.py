@@ -35,9 +35,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     """Times, memory and agreement of everything that takes part, for one size and batch."""
     torch.compiler.reset()  # PyTorch compiles the same code eight times at most.
     height, width = args.size
-    frame, _ = draw_scene(np.random.default_rng(0), args.size)
-    if args.frame:
-        frame = cv2.resize(read_image(args.frame), (width, height), interpolation=cv2.INTER_CUBIC)
+    frame = find_frame(args)
     frames, images = [frame] * args.batch, [torch.from_numpy(frame).permute(2, 0, 1)] * args.batch
     with tempfile.TemporaryDirectory() as folder:
         stock = build_stock(args, images, Path(folder, 'weights.pth'))
@@ -75,6 +73,13 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
             peak_mb=peak_mb(steps[name], args.device),
             agreement=100 * float((labels[name] == truth).mean())))
     return rows
+
+
+def find_frame(args: Namespace) -> np.ndarray:
+    """The picture of ``--frame`` at the size that is measured; by default a drawn one."""
+    if args.frame:
+        return cv2.resize(read_image(args.frame), args.size[::-1], interpolation=cv2.INTER_CUBIC)
+    return draw_scene(np.random.default_rng(0), args.size)[0]
 
 
 def build_stock(args: Namespace, images: list[torch.Tensor], checkpoint: Path) -> BaseSegmentor:

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from _arguments import format_size
+from benchmarks.inference import find_frame
 from benchmarks.measure import build_model, peak_mb, time_in_turns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -34,9 +34,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmseg_bisenetv2.compat import cpu_has_bf16
-from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
 from mmseg_bisenetv2.deploy import Predictor
-from mmseg_bisenetv2.deploy.image import read_image
 from mmseg_bisenetv2.deploy.runtimes import import_optional, openvino_config, openvino_core
 
 from mmseg.apis import inference_model
@@ -76,10 +74,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     unknown = sorted(set(networks) - set(NETWORKS))
     if unknown:
         raise SystemExit(f'--networks {" ".join(unknown)}: expected some of {", ".join(NETWORKS)}')
-    height, width = args.size
-    frame, _ = draw_scene(np.random.default_rng(0), args.size)
-    if args.frame:
-        frame = cv2.resize(read_image(args.frame), (width, height), interpolation=cv2.INTER_CUBIC)
+    frame = find_frame(args)
     steps: dict[tuple[str, str], Callable] = {}
     figures: dict[str, dict[str, Any]] = {}
     for name in networks:
@@ -91,7 +86,7 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         steps.update({(name, way): step for way, step in own_steps.items()})
         figures[name] = own_figures
     if not figures:
-        raise SystemExit(f'None of the networks takes a frame of {width}x{height}')
+        raise SystemExit(f'None of the networks takes a frame of {format_size(args.size)}')
     times = time_in_turns(steps, args.pairs)
     ways = list(dict.fromkeys(way for _, way in steps))
     rows = []
