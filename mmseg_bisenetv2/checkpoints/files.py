@@ -145,8 +145,7 @@ def convert_checkpoint(source: str, target: str, to: str = 'mmsegmentation',
     Raises:
         CheckpointError: See :func:`read_checkpoint` and :func:`convert_state_dict`.
     """
-    # A file is read as it is, so that the sizes before are its own.
-    content = read_checkpoint(source) if os.path.isfile(source) else load_checkpoint(source)
+    content = mmengine_load_checkpoint(source, 'cpu')  # as it is, for the sizes before
     checkpoint = prepare_content(content, source)
     state = unwrap(content)
     if recognise(state) is None:

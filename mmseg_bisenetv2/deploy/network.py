@@ -2,7 +2,6 @@
 
 The model that was trained is not changed: everything here works on a folded copy of it.
 """
-import copy
 from typing import Any, Self
 
 import torch
@@ -17,36 +16,60 @@ from mmseg_bisenetv2.models.folding import fold_batch_norm
 from mmseg.models.segmentors import EncoderDecoder
 
 
-class FrameNetwork(nn.Module):
-    """From camera frames to low-resolution logits: normalisation, backbone, decode head.
+class ImageNetwork(nn.Module):
+    """From normalised images to low-resolution logits: backbone and decode head.
 
-    BatchNorm is folded into the convolutions and the auxiliary heads are left out. The order of
-    the channels and the standard deviation go into the two convolutions that see the image; the
-    mean is subtracted, since their padding is zero.
+    BatchNorm is folded into the convolutions and the auxiliary heads are left out.
 
     Args:
         model: MMSegmentation's or ours, with a BiSeNetV2 of this package.
-        winograd: A class of :mod:`mmseg_bisenetv2.deploy.winograd`, for a CPU; it replaces the
-            head where that is one 3x3 convolution.
 
     Raises:
-        TypeError: If the model has another backbone, a neck, other images than of 3 channels, more
-            than 256 classes, or a way to predict of its own.
+        TypeError: If the model has another backbone, a neck, more than 256 classes, or a way to
+            predict of its own.
     """
 
     backbone: Any
     decode_head: Any
+
+    def __init__(self, model: EncoderDecoder) -> None:
+        super().__init__()
+        self.backbone, self.decode_head = _without_training_parts(model)
+        # The two convolutions that see the image
+        self.first_convs = (self.backbone.detail.detail_branch[0][0].conv,
+                            self.backbone.semantic.stage1.conv_first.conv)
+        self.in_channels = self.first_convs[0].in_channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W), normalised float -> logits (N, C, H/8, W/8)."""
+        return self.decode_head(self.backbone(images))
+
+
+class FrameNetwork(ImageNetwork):
+    """The same from camera frames: with the normalisation of the data preprocessor.
+
+    The order of the channels and the standard deviation go into the two convolutions that see the
+    image; the mean is subtracted, since their padding is zero.
+
+    Args:
+        model: As for :class:`ImageNetwork`.
+        winograd: A class of :mod:`mmseg_bisenetv2.deploy.winograd`, for a CPU; it replaces the
+            head where that is one 3x3 convolution.
+
+    Raises:
+        TypeError: As of :class:`ImageNetwork`; or if the images have other than 3 channels, or the
+            decode head gives no logits of a batch of frames.
+    """
+
     mean: Tensor
 
     def __init__(self, model: EncoderDecoder,
                  winograd: type[WinogradHead] | None = None) -> None:
-        super().__init__()
-        self.backbone, self.decode_head = _without_training_parts(model)
-        first_convs = _first_convs(self.backbone)
-        if first_convs[0].in_channels != 3:
+        super().__init__(model)
+        if self.in_channels != 3:
             raise TypeError(
-                f'A network for images of {first_convs[0].in_channels} channels cannot be deployed '
-                'with this package: expected 3, since frames are BGR pictures')
+                f'A network for images of {self.in_channels} channels cannot be deployed with this '
+                'package: expected 3, since frames are BGR pictures')
         if winograd:
             self.decode_head = with_winograd(self.decode_head, winograd)
         preprocessor = model.data_preprocessor
@@ -54,12 +77,28 @@ class FrameNetwork(nn.Module):
         mean, std = (getattr(preprocessor, name, torch.tensor(value)).flatten().expand(3)
                      for name, value in (('mean', 0.0), ('std', 1.0)))
         swap = swaps_channels(preprocessor)
-        for conv in first_convs:
+        for conv in self.first_convs:
             weight = conv.weight / std[:, None, None]
             conv.weight.data = (weight.flip(1) if swap else weight).contiguous(
                 memory_format=torch.channels_last)
         mean = mean.flip(0) if swap else mean
         self.register_buffer('mean', mean.clone().view(1, 3, 1, 1), persistent=False)
+        self._try()
+
+    def _try(self) -> None:
+        """Raises TypeError where two frames do not become logits, as with DMHead and DAHead."""
+        try:
+            with torch.no_grad():
+                frames = torch.zeros(2, 72, 104, 3, dtype=torch.uint8, device=self.mean.device)
+                found: Any = tuple(self(frames).shape)
+        except Exception as error:  # Each head fails in its own way.
+            found = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        expected = (2, self.decode_head.out_channels, 9, 13)
+        if found != expected:
+            raise TypeError(
+                f'A {type(self.decode_head).__name__} cannot be deployed with this package: '
+                f'expected a head such as FCNHead, which gives logits {expected} for two frames of '
+                f'72x104; got {found}')
 
     def set_precision(self, dtype: torch.dtype) -> Self:
         """Weights and activations in ``dtype``; the mean is subtracted in float32. Returns self."""
@@ -72,29 +111,7 @@ class FrameNetwork(nn.Module):
         # TensorRT accepts uint8 inputs only where they are converted at once. The permuted images
         # are in channels-last memory.
         images = frames.float().permute(0, 3, 1, 2) - self.mean
-        return self.decode_head(self.backbone(images.to(self.decode_head.conv_seg.weight.dtype)))
-
-
-class ImageNetwork(nn.Module):
-    """The same from normalised images, for pipelines that have them already.
-
-    Args:
-        model: As for :class:`FrameNetwork`; its images may have any number of channels.
-    """
-
-    def __init__(self, model: EncoderDecoder) -> None:
-        super().__init__()
-        self.backbone, self.decode_head = _without_training_parts(model)
-        self.in_channels = _first_convs(self.backbone)[0].in_channels
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, in_channels, H, W), normalised float -> logits (N, C, H/8, W/8)."""
-        return self.decode_head(self.backbone(images))
-
-
-def _first_convs(backbone: Any) -> list[nn.Conv2d]:
-    """The two convolutions that see the image."""
-    return [backbone.detail.detail_branch[0][0].conv, backbone.semantic.stage1.conv_first.conv]
+        return super().forward(images.to(self.decode_head.conv_seg.weight.dtype))
 
 
 def _without_training_parts(model: EncoderDecoder) -> nn.Sequential:
@@ -117,8 +134,7 @@ def _without_training_parts(model: EncoderDecoder) -> nn.Sequential:
             f'test_cfg={dict(model.test_cfg)} and data_preprocessor.test_cfg='
             f'{model.data_preprocessor.test_cfg} cannot be deployed with this package: expected '
             'whole images without padding')
-    parts = copy.deepcopy(nn.Sequential(model.backbone, model.decode_head))
-    network: Any = fold_batch_norm(parts.eval())
+    network: Any = fold_batch_norm(nn.Sequential(model.backbone, model.decode_head))
     network[0].out_indices = (0, )
     for module in network.modules():
         if hasattr(module, 'with_cp'):  # Activation checkpointing is for training, and cannot be

@@ -26,11 +26,7 @@ from mmseg_bisenetv2.deploy.runtimes import (
     bf16_is_faster,
 )
 from mmseg_bisenetv2.deploy.shipped import SHIPPED, find_shipped
-from mmseg_bisenetv2.deploy.winograd import (
-    OpenVINOWinogradHead,
-    OpenVINOWinogradHeadBF16,
-    WinogradHead,
-)
+from mmseg_bisenetv2.deploy.winograd import OpenVINOWinogradHead, WinogradHead
 from mmseg_bisenetv2.models.upsample_argmax import AxisTransform, upsample_argmax
 from mmseg_bisenetv2.visualization import colour_table
 
@@ -39,7 +35,6 @@ from mmseg.apis import init_model
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 PRECISIONS = dict(torch=tuple(DTYPES), openvino=('fp32', 'bf16'), onnxruntime=('fp32', ))
 WINOGRAD_HEADS = {('openvino', 'cpu', 'fp32'): OpenVINOWinogradHead,
-                  ('openvino', 'cpu', 'bf16'): OpenVINOWinogradHeadBF16,
                   ('torch', 'cpu', 'fp32'): WinogradHead}
 EXPORTED = {'.pt2': 'torch', '.xml': 'openvino', '.onnx': 'onnxruntime'}  # and what runs it
 PROBE_SIZE = (72, 104)  # at which a file for any size is run once when it is loaded

@@ -5,6 +5,8 @@ outputs of a 3x3 convolution need 36 multiplications instead of 144 when input, 
 are transformed, F(4x4, 3x3) in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks"
 (https://arxiv.org/abs/1509.09308). The transforms are additions. They cost relatively less the more
 channels there are, which is why only this convolution is done so: the others have 64 or 128.
+On one core of a Xeon the network takes 0.81 to 0.86 of its time with it at 2048x1024 in FP32, and
+0.90 to 0.91 at 480x360. In BF16 it takes longer, so the convolution stays as it is there.
 """
 from collections.abc import Sequence
 
@@ -75,10 +77,7 @@ class WinogradHead(nn.Module):
 
     def _classify(self, products: Tensor) -> Tensor:
         """(36, ..., channels) -> (4, 4, ..., classes)."""
-        pixels = self.output @ products.flatten(1)
-        return self._finish(pixels.view(4, 4, *products.shape[1:]))
-
-    def _finish(self, pixels: Tensor) -> Tensor:
+        pixels = (self.output @ products.flatten(1)).view(4, 4, *products.shape[1:])
         pixels = self.activate(pixels.add_(self.bias))
         return F.linear(pixels, self.conv_seg.weight.flatten(1), self.conv_seg.bias)
 
@@ -112,16 +111,6 @@ class OpenVINOWinogradHead(WinogradHead):
         return logits[:, :height, :width].permute(0, 3, 1, 2)
 
 
-class OpenVINOWinogradHeadBF16(OpenVINOWinogradHead):
-    """The same in BF16, without the output's matrix, which OpenVINO would multiply in FP32."""
-
-    def _classify(self, products: Tensor) -> Tensor:
-        halfway = [_transform_output(*products[v::6]) for v in range(6)]
-        return torch.stack([
-            torch.stack([self._finish(pixel) for pixel in _transform_output(*row)])
-            for row in zip(*halfway, strict=True)])
-
-
 def _transform_input(d0: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, d4: Tensor,
                      d5: Tensor) -> tuple[Tensor, ...]:
     """The six rows of ``INPUT``."""
@@ -129,13 +118,6 @@ def _transform_input(d0: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, d4: Tensor,
     even2, odd2 = d4 - d2, 2 * (d3 - d1)
     return (4 * d0 - 5 * d2 + d4, even + odd, even - odd, even2 + odd2, even2 - odd2,
             4 * d1 - 5 * d3 + d5)
-
-
-def _transform_output(m0: Tensor, m1: Tensor, m2: Tensor, m3: Tensor, m4: Tensor,
-                      m5: Tensor) -> tuple[Tensor, ...]:
-    """The four rows of ``OUTPUT``."""
-    even, odd, even2, odd2 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return m0 + even + even2, odd + 2 * odd2, even + 4 * even2, odd + 8 * odd2 + m5
 
 
 def with_winograd(head: MMSegFCNHead,

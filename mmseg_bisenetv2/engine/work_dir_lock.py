@@ -103,5 +103,5 @@ def _is_locked_by_another(file: IO[str], holder: dict[str, Any]) -> bool:
     except (OSError, AttributeError):
         # a file system or a platform without locks: ask whether the process still exists
         pid = holder.get('pid')
-        return (os.name == 'posix' and holder.get('host') == socket.gethostname()
-                and isinstance(pid, int) and pid != os.getpid() and os.path.exists(f'/proc/{pid}'))
+        return (holder.get('host') == socket.gethostname() and isinstance(pid, int)
+                and pid != os.getpid() and os.path.exists(f'/proc/{pid}'))

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
-from small import build, image, write
+from small import NORM, build, image, write
 
 from mmseg_bisenetv2.deploy import Predictor, predictor, runtimes
 from mmseg_bisenetv2.deploy.image import read_image
@@ -21,6 +21,7 @@ from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 from mmseg_bisenetv2.deploy.runtimes import TorchRuntime, bf16_is_faster, import_optional
 
 from mmseg.apis import inference_model, init_model
+from mmseg.registry import MODELS
 
 BACKENDS = [('torch', 'fp32'), ('torch', 'bf16'), ('openvino', 'fp32'), ('openvino', 'bf16'),
             ('onnxruntime', 'fp32')]
@@ -503,6 +504,18 @@ def test_other_networks_are_refused(files):
     model = init_model(str(files[0]), device='cpu')
     model.out_channels = 257
     with pytest.raises(TypeError, match='257 output channels'):
+        predictor.FrameNetwork(model)
+
+
+@pytest.mark.parametrize('head, reason', [
+    (dict(type='DMHead', filter_sizes=(1, 3), fusion=True), 'view size is not compatible'),
+    (dict(type='DAHead', pam_channels=4), 'tuple')], ids=['DMHead', 'DAHead'])
+def test_heads_that_give_no_logits_for_two_frames_are_refused(head, reason):
+    model = build()
+    model.decode_head = MODELS.build(dict(
+        head, in_channels=16, channels=16, in_index=0, num_classes=4, norm_cfg=NORM))
+    with pytest.raises(TypeError, match=rf'A {head["type"]} cannot be deployed with this package: '
+                                        rf'expected a head such as FCNHead.*got.*{reason}'):
         predictor.FrameNetwork(model)
 
 

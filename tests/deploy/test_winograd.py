@@ -10,7 +10,6 @@ from mmseg_bisenetv2.deploy import Predictor, converters
 from mmseg_bisenetv2.deploy.network import FrameNetwork
 from mmseg_bisenetv2.deploy.winograd import (
     OpenVINOWinogradHead,
-    OpenVINOWinogradHeadBF16,
     WinogradHead,
     with_winograd,
 )
@@ -26,8 +25,7 @@ def head():
     return fold_batch_norm(build().decode_head.eval())
 
 
-@pytest.mark.parametrize('kind', [WinogradHead, OpenVINOWinogradHead,
-                                  OpenVINOWinogradHeadBF16])
+@pytest.mark.parametrize('kind', [WinogradHead, OpenVINOWinogradHead])
 @pytest.mark.parametrize('shape', [(1, 1), (4, 4), (5, 7), (8, 13), (3, 40)])
 def test_equals_the_convolution(head, shape, kind, monkeypatch):
     monkeypatch.setattr(WinogradHead, 'TILES', 5)  # bands of several rows, of one, of a part
@@ -69,23 +67,23 @@ def test_bands_fill_the_cache(head, shape, heights, monkeypatch):
     assert seen == heights
 
 
-@pytest.mark.parametrize('precision, tolerance', [('fp32', 1e-4), ('bf16', 0.1)])
 @pytest.mark.parametrize('shape', [(64, 96), pytest.param((33, 47), marks=pytest.mark.slow)])
-def test_openvino_uses_it(tmp_path, shape, precision, tolerance):
+def test_openvino_uses_it_in_fp32(tmp_path, shape):
     """From a config; what is exported keeps the convolution, which not only CPUs take."""
     files = write(tmp_path)
-    fast = Predictor(*files, backend='openvino', precision=precision, device='cpu')
-    plain = Predictor(*files, backend='onnxruntime', precision='fp32', device='cpu')
-    kernels = [tuple(op.get_output_shape(0)) for op in fast.runtime.model.get_ops()
-               if op.get_type_name() == 'Constant']
-    assert (16, 16, 3, 3) in kernels and kernels.count((16, 16)) >= 36
-    assert ((16, 36) in kernels) == (precision == 'fp32')  # the output's matrix
+    fast, plain = (Predictor(*files, backend=backend, precision='fp32', device='cpu')
+                   for backend in ('openvino', 'onnxruntime'))
+
+    def products(model):
+        kernels = [tuple(op.get_output_shape(0)) for op in model.get_ops()
+                   if op.get_type_name() == 'Constant']
+        return kernels.count((16, 16))
+
+    assert products(fast.runtime.model) >= 36
+    assert products(converters.openvino_model(FrameNetwork(build()), plain.metadata)) < 36
     frame = image(*shape)
     logits, expected = fast.runtime(frame[None]), plain.runtime(frame[None])
-    assert (logits - expected).norm() < tolerance * expected.norm()
-    kernels = [tuple(op.get_output_shape(0)) for op in converters.openvino_model(
-        FrameNetwork(build()), plain.metadata).get_ops() if op.get_type_name() == 'Constant']
-    assert kernels.count((16, 16)) < 36
+    assert (logits - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_torch_uses_it_in_fp32(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import NORM, WIDTHS
 
-import mmseg_bisenetv2  # noqa: F401
+from mmseg_bisenetv2.models import FCNHead
 
 from mmseg.registry import MODELS
 
@@ -143,12 +143,12 @@ def test_hooks_are_called_once(with_cp):
 
 
 def test_head_whose_layers_are_run_in_another_way():
-    def double(head):
-        original = head._forward_feature
-        head._forward_feature = lambda inputs: 2 * original(inputs)
+    class Doubling(FCNHead):
+        def _forward_feature(self, inputs):
+            return 2 * super()._forward_feature(inputs)
 
     ours, plain = Plain('activations'), Plain(None)
-    double(ours.head), double(plain.head)
+    ours.head.__class__ = plain.head.__class__ = Doubling
     assert_equal(step(ours), step(plain))
 
 
