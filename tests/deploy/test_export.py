@@ -45,6 +45,17 @@ def metadata(model, files):
 PICTURES = [image(64, 96, seed=i) for i in range(3)]
 
 
+@pytest.fixture(scope='module')
+def openvino_model(model, metadata):
+    return converters.openvino_model(FrameNetwork(model), metadata)
+
+
+@pytest.fixture
+def converted(openvino_model, monkeypatch):
+    """Spares the tests of what comes after the conversion the seconds that it takes."""
+    monkeypatch.setattr(converters, 'openvino_model', lambda *_: openvino_model.clone())
+
+
 @pytest.mark.parametrize('size', [None, (40, 72)])
 @pytest.mark.parametrize('suffix', ['.onnx', '.xml', '.pt2'])
 def test_file_agrees_and_describes_itself(model, metadata, files, tmp_path, suffix, size):
@@ -97,9 +108,9 @@ def test_raw_file(model, metadata, tmp_path):
         Predictor(path, device='cpu')
 
 
-def test_logits_are_the_last_of_that_name(model, metadata):
+def test_logits_are_the_last_of_that_name(openvino_model):
     """The converter also gives tensors the names of Python's variables."""
-    exported = converters.openvino_model(FrameNetwork(model), metadata)
+    exported = openvino_model.clone()
     exported.get_ordered_ops()[3].output(0).get_tensor().add_names({'logits'})
     assert only_logits(exported).output(0).get_partial_shape()[1].get_length() == 4
 
@@ -150,7 +161,7 @@ def test_outliers_do_not_stretch_the_ranges(model, metadata, monkeypatch):
     assert len(most) >= 8 and (most < all_of_it).all()
 
 
-def test_file_that_disagrees_is_not_left_behind(model, metadata, tmp_path):
+def test_file_that_disagrees_is_not_left_behind(converted, model, metadata, tmp_path):
     with pytest.raises(DisagreementError, match=r'would agree with PyTorch on .* expected 100.1 %'):
         export_and_verify(model, metadata, tmp_path / 'a.xml', PICTURES, min_agreement=100.1)
     assert list(tmp_path.iterdir()) == []
@@ -167,7 +178,7 @@ def test_broken_export_is_noticed(model, metadata, tmp_path, monkeypatch):
 
 
 def test_pixels_that_the_head_ignores_do_not_count_for_miou(
-        model, metadata, tmp_path, monkeypatch):
+        converted, model, metadata, tmp_path, monkeypatch):
     monkeypatch.setattr(model.decode_head, 'ignore_index', 254)
     with torch.no_grad():
         logits = FrameNetwork(model)(torch.from_numpy(PICTURES[0][None]))[0]
@@ -178,7 +189,8 @@ def test_pixels_that_the_head_ignores_do_not_count_for_miou(
     assert figures['pytorch_miou'] == 100
 
 
-def test_file_that_loses_miou_does_not_replace_an_earlier_one(model, metadata, tmp_path):
+def test_file_that_loses_miou_does_not_replace_an_earlier_one(
+        converted, model, metadata, tmp_path):
     truths = [np.random.default_rng(i).integers(0, 4, (64, 96)).astype(np.uint8)
               for i in range(3)]
     path = tmp_path / 'a.xml'
@@ -300,9 +312,9 @@ def test_tool(run, files, tmp_path):
 
 def test_tool_says_at_which_size_the_config_tests(run, tmp_path):
     files = write(tmp_path, [dict(type='Resize', scale=(96, 64), keep_ratio=True)])
-    out = run(*files, tmp_path / 'any.xml')
+    out = run(*files, tmp_path / 'any.pt2')
     assert 'The config tests at 96x64. Predictor resizes to it' in out
-    out = run(*files, tmp_path / 'one.xml', '--size', '60x40')
+    out = run(*files, tmp_path / 'one.pt2', '--size', '60x40')
     assert 'The config tests at 96x64. This file sees 60x40' in out
     out = run(*files, tmp_path / 'none.xml', '--size', '60', '40', ok=False)
     assert "argument --size: expected WIDTHxHEIGHT in pixels, such as 2048x1024, got '60'" in out

@@ -190,7 +190,8 @@ def test_fused_sgd_skips_a_step_that_overflowed():
         assert moved == moves
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [
+    torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])  # CPUs emulate it
 def test_autocast_on_the_cpu(dtype):
     model, wrapper = build()
     reference, _ = build()
