@@ -114,6 +114,24 @@ def test_builds_trains_and_predicts(name, downloads, monkeypatch):
     assert logits.shape == (1, num_classes, 8, 12)
 
 
+def test_compared_trainings_differ_in_whose_classes_they_use(monkeypatch):
+    """What docs/camvid.md draws: the same weights and pictures give the same losses."""
+    folder, losses, weights = CONFIGS.parent / 'docs/camvid/comparison', [], None
+    monkeypatch.chdir(CONFIGS.parent)
+    for name in ('ours', 'stock'):
+        config = Config.fromfile(folder / f'{name}.py')
+        config.model.data_preprocessor.size = (64, 96)
+        model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
+        weights = weights or model.state_dict()
+        model.load_state_dict(weights)
+        data = model.data_preprocessor(batch(config), training=True)
+        losses.append(model.parse_losses(model.loss(**data))[1])
+    assert type(model).__module__.startswith('mmseg.')
+    assert type(model.decode_head).__module__.startswith('mmseg.')
+    for key, value in losses[0].items():
+        assert value.item() == pytest.approx(losses[1][key].item(), rel=1e-5), key
+
+
 @pytest.fixture(scope='module')
 def exported():
     """What was exported of the configs so far: architecture, preprocessing, metadata."""
