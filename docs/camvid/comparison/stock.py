@@ -15,7 +15,8 @@ model = dict(
         head, _delete_=True, in_index=0, in_channels=128, channels=1024, num_convs=1),
     auxiliary_head=[
         dict(head, in_index=index, in_channels=in_channels, channels=channels, num_convs=2)
-        for index, in_channels, channels in ((1, 16, 16), (2, 32, 64), (3, 64, 256), (4, 128, 1024))])
+        for index, in_channels, channels in (
+            (1, 16, 16), (2, 32, 64), (3, 64, 256), (4, 128, 1024))])
 train_pipeline = _base_.train_pipeline
 train_pipeline[-1] = dict(type='PackSegInputs')
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
