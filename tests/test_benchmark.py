@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.utils import get_installed_path
 
 import mmseg_bisenetv2  # noqa: F401 - before the tools import mmseg
+from mmseg_bisenetv2.compat import cpu_has_bf16
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,14 +59,33 @@ def results(tmp_path_factory):
     (folder / 'camvid.py').write_text(
         f"_base_ = '{ROOT}/configs/bisenetv2_fcn_camvid.py'\n"
         f"val_dataloader = dict(dataset=dict(data_root='{folder}'))\n")
+    return folder, run(folder, SCRIPT, [
+        f'{name} {options} --pairs 1 --threads 1 --json {name}.json'
+        for name, options in COMMANDS.items()])
+
+
+def run(folder, script, arguments):
     process = subprocess.run(
-        [sys.executable, '-c', SCRIPT, *(
-            f'{name} {options} --pairs 1 --threads 1 --json {name}.json'
-            for name, options in COMMANDS.items())],
+        [sys.executable, '-c', script, *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT / 'tools'), str(ROOT)])))
     assert process.returncode == 0, process.stdout
-    return folder, process.stdout
+    return process.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cpu_has_bf16(), reason='needs a processor that computes in BF16')
+def test_bf16(tmp_path):
+    printed = run(tmp_path, """
+import sys
+import benchmark
+for arguments in sys.argv[1:]:
+    sys.argv = ['benchmark.py', *arguments.split()]
+    benchmark.main()
+""", ['inference --size 128x64 --pairs 1 --threads 1',
+      'peers --size 128x64 --networks SegFormer-B0 BiSeNetV2-ours --pairs 1 --threads 1'])
+    for name in ('torch bf16', 'openvino bf16', 'onnxruntime fp32', 'SegFormer-B0'):
+        assert name in printed
 
 
 def read(results, command):

@@ -154,7 +154,7 @@ def test_exports(name, tmp_path, exported):
     deployed = (repr(FrameNetwork(model)), repr(vars(model.data_preprocessor)),
                 dataclasses.replace(metadata, config=None))
     if deployed in exported:
-        return
+        pytest.skip('deploys the same network as a config that was exported before')
     frame = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
     with torch.no_grad():  # random weights favour a class; every one shall win somewhere
         image = torch.from_numpy(frame.transpose(2, 0, 1).copy())

@@ -41,8 +41,8 @@ def main() -> None:
                     [file['seg_map_path'] for file in files if 'seg_map_path' in file],
                     args.out, args.num_workers)
             except (OSError, ValueError) as error:
-                sys.exit(f'\n{error}')
-            print(f'\n{split}: {decoded} files decoded, {kept} were finished')
+                sys.exit(str(error))
+            print(f'{split}: {decoded} files decoded, {kept} were finished')
 
 
 if __name__ == '__main__':

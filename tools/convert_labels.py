@@ -54,7 +54,7 @@ def main() -> None:
             args.update(classes=parse_classes(texts, args['ignore_unlabelled']))
         result = convert_labels(**args)
     except (OSError, ValueError) as error:
-        sys.exit(f'\n{error}')
+        sys.exit(str(error))
     print(f'Labels of the kind {result.kind}. Pictures without labels, left out: '
           f'{len(result.left_out)}', *result.left_out[:1])
     print(result.table())

@@ -46,7 +46,8 @@ TOY = 'toy_cityscapes'  # the folder of the scenes, below that of the report
 TESTS = 'gpu and not gpus and not gpu_report and not without_a_gpu'
 MIN_SECONDS = 5  # seconds that a stage needs to be worth its start
 LEGEND = ('`mmseg` is MMSegmentation and `ours` this package. `ratio` is how many times as fast as '
-          'MMSegmentation, or as eager, with its quartiles over the rounds.')
+          'MMSegmentation, or as eager, with its quartiles over the rounds. `agreement` is in per '
+          'cent of the labels, `data_share` the part of the time that the training waits for data.')
 
 
 @dataclass
@@ -236,9 +237,10 @@ def read_tests(device: str, printed: str) -> list[dict[str, Any]]:
     unseen = re.findall(r'^SKIPPED .*needs a GPU.*', printed, re.MULTILINE)
     if device != 'cpu' and unseen:
         raise StageError('; '.join(unseen))
-    counts = {name: int(number) for number, name in re.findall(r'(\d+) (\w+)', last_line(printed))}
-    if not counts.get('passed'):
+    summaries = re.findall(r'.*\d+ passed.* in [\d.]+s.*', printed)
+    if not summaries:
         raise StageError('no test has passed')
+    counts = {name: int(number) for number, name in re.findall(r'(\d+) (\w+)', summaries[-1])}
     return [dict(setting=f'pytest -k "{TESTS}"', passed=counts['passed'],
                  skipped=counts.get('skipped', 0))]
 
@@ -410,7 +412,7 @@ def prepare_folder(out: Path) -> None:
     for old in (out / 'benchmarks', out / 'logs', *out.glob('training-*')):
         shutil.rmtree(old, ignore_errors=True)
     (out / 'benchmarks').mkdir(parents=True)
-    (out / 'report.md').touch()  # so that one that is broken off can be replaced
+    (out / 'report.md').write_text('')  # so that one that is broken off can be replaced
 
 
 def main() -> None:

@@ -99,8 +99,11 @@ def describe_left_out(dataset: BaseSegDataset, infos: Sequence[dict]) -> str:
 def describe_other_classes(dataset: BaseSegDataset) -> str:
     """Says that ``classes.txt`` beside the label maps has other classes; empty if it has not.
 
-    With a ``label_map`` nothing is compared: it names the ids themselves.
+    Nothing is compared with a ``label_map``, which names the ids itself, nor for a published data
+    set, whose class says what they are.
     """
+    if type(dataset).METAINFO.get('classes'):
+        return ''
     classes = list(dataset.metainfo.get('classes') or ())
     file = osp.abspath(osp.join(dataset.data_root or '', CLASSES_FILE))
     if not classes or not dataset.data_root or dataset.label_map or not osp.isfile(file):

@@ -83,14 +83,16 @@ class FrameNetwork(ImageNetwork):
                 memory_format=torch.channels_last)
         mean = mean.flip(0) if swap else mean
         self.register_buffer('mean', mean.clone().view(1, 3, 1, 1), persistent=False)
-        self._try()
+        self._check_logits()
 
-    def _try(self) -> None:
+    def _check_logits(self) -> None:
         """Raises TypeError where two frames do not become logits, as with DMHead and DAHead."""
         try:
             with torch.no_grad():
                 frames = torch.zeros(2, 72, 104, 3, dtype=torch.uint8, device=self.mean.device)
                 found: Any = tuple(self(frames).shape)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # Each head fails in its own way.
             found = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
         expected = (2, self.decode_head.out_channels, 9, 13)

@@ -40,11 +40,6 @@ from mmseg_bisenetv2.models.checkpointing import (
 from mmseg_bisenetv2.registry import MODELS
 
 BGA_UPSAMPLE_MODES = ('bilinear', 'nearest')
-BATCH_OF_ONE = (
-    'A training batch of one picture: the context embedding normalises one value per channel and '
-    'picture, of which BatchNorm needs at least two. Expected train_dataloader.batch_size=2 or '
-    'more on each device; where an epoch leaves one picture for its last batch, '
-    'train_dataloader.drop_last=True')
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, **kwargs: Any) -> ConvModule:
@@ -190,13 +185,16 @@ class CEBlock(nn.Module):
         Raises:
             ValueError: If a batch of one picture is to be normalised by its own statistics.
         """
-        # Checked ahead of BatchNorm, whose own error torch.compile would replace. What torch.fx
-        # traces with is no tensor.
-        if isinstance(x, Tensor) and x.size(0) == 1 and any(
-                isinstance(norm, nn.BatchNorm2d) and (norm.training or norm.running_mean is None)
-                for norm in (self.gap[1], self.conv_gap.norm)):
-            raise ValueError(BATCH_OF_ONE)
-        pooled = self.conv_gap(self.gap(x))  # (N, C, 1, 1)
+        try:
+            pooled = self.conv_gap(self.gap(x))  # (N, C, 1, 1)
+        except ValueError as error:
+            if x.size(0) != 1:
+                raise
+            raise ValueError(
+                'A training batch of one picture: the context embedding normalises one value per '
+                'channel and picture, of which BatchNorm needs at least two. Expected '
+                'train_dataloader.batch_size=2 or more on each device; where an epoch leaves one '
+                'picture for its last batch, train_dataloader.drop_last=True') from error
         return self.conv_last(x + pooled)
 
 
@@ -260,6 +258,10 @@ class BGALayer(nn.Module):
         self.semantic_dwconv = nn.Sequential(depthwise_separable(
             channels, channels, 1, norm_cfg, pointwise_norm=False, bias=bias))
         self.conv = conv3x3(channels, channels, norm_cfg=norm_cfg, act_cfg=act_cfg)
+
+    def extra_repr(self) -> str:
+        """How it resizes, which no layer of its own shows."""
+        return ', '.join(f'{key}={value!r}' for key, value in self.resize.items())
 
     def forward(self, detail: Tensor, semantic: Tensor) -> Tensor:
         """(N, C, H/8, W/8) and (N, C, H/32, W/32) -> (N, C, H/8, W/8)."""

@@ -66,9 +66,10 @@ class FCNHead(MMSegFCNHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of the backbone -> logits (N, classes, h, w)."""
-        # A subclass may compute its features in another way. It goes MMSegmentation's way, and so
-        # does a head that concatenates its input to them.
-        if (type(self) is FCNHead and not self.concat_input and self.input_transform is None
+        # A subclass, or a method that was replaced on this object, may compute the features in
+        # another way. Both go MMSegmentation's way, as does a head that concatenates its input.
+        if (type(self) is FCNHead and '_forward_feature' not in vars(self)
+                and not self.concat_input and self.input_transform is None
                 and self.num_convs and recomputes_activations(self, self.convs, self.with_cp)):
             return recompute_activations(
                 [*self.convs], inputs[self.in_index], last=self.cls_seg)

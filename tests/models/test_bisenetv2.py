@@ -179,12 +179,8 @@ def test_efficient_conv_bn_eval(with_cp, training):
 
 def test_training_batch_of_one_picture():
     network = build(**NARROW).train()
-    block = network.semantic.stage4_CEBlock
-    for form, x in ((network, torch.randn(1, 3, 64, 96)),
-                    (torch.compile(block, backend='eager'), torch.randn(1, 16, 2, 3))):
-        with pytest.raises(ValueError, match=r'batch of one picture.*batch_size=2.*drop_last=True'):
-            form(x)
-    torch.compiler.reset()
+    with pytest.raises(ValueError, match=r'batch of one picture.*batch_size=2.*drop_last=True'):
+        network(torch.randn(1, 3, 64, 96))
     for norm in (dict(type='BN'), dict(type='GN', num_groups=2)):
         network = build(norm_cfg=norm, **NARROW).train()
         if norm['type'] == 'BN':

@@ -150,6 +150,10 @@ def test_head_whose_layers_are_run_in_another_way():
     ours, plain = Plain('activations'), Plain(None)
     ours.head.__class__ = plain.head.__class__ = Doubling
     assert_equal(step(ours), step(plain))
+    replaced, plain = Plain('activations'), Plain(None)
+    for head in (replaced.head, plain.head):
+        head._forward_feature = lambda inputs, given=head._forward_feature: 2 * given(inputs)
+    assert_equal(step(replaced), step(plain))
 
 
 @pytest.mark.parametrize('with_cp', CHOICES)

@@ -39,7 +39,6 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         for source in ('PNG', 'cache'):
             if source == 'cache':
                 build_cache(root, map(str, files[0]), map(str, files[1]))
-                print()  # after its progress bar
             theirs = build_step('', root, resize, dict(type='RandomCrop', **crop),
                                 dict(type='RandomFlip', prob=0.5))
             ours = build_step('mmseg_bisenetv2.', root, dict(
