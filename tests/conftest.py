@@ -17,12 +17,14 @@ init_default_scope('mmseg')  # for fixtures of modules, which come before the on
 mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 
 
-def pytest_collection_finish():
+@pytest.fixture(scope='module', autouse=True)
+def frozen():
     """Exempts what is imported by now from garbage collection.
 
     MMEngine collects garbage in every data set that it builds. Without this, each of these
     collections would walk through a million objects of PyTorch and others, for a third of a second.
     """
+    gc.collect()
     gc.freeze()
 
 
