@@ -47,7 +47,8 @@ def load_hook(segmentor: nn.Module, state_dict: dict[str, Any], prefix: str,
       ``load_state_dict`` was called with ``strict=False``.
 
     Everything else is left to the loader: names that are missing or superfluous are an error in
-    strict mode and a warning of MMEngine's otherwise.
+    strict mode and a warning of MMEngine's otherwise. There is no warning of the auxiliary heads,
+    which inference does not need, where a file without them is tested.
 
     A model is being fine-tuned if ``init_weights()`` was called: MMEngine's runner does so before
     it loads for training, and nobody does for testing or inference. It means that the model has
@@ -68,12 +69,15 @@ def load_hook(segmentor: nn.Module, state_dict: dict[str, Any], prefix: str,
     if prefix and not state:
         return  # a wrapper loads something else
     tuned: bool = segmentor.training_began.is_set  # type: ignore[union-attr, assignment]
+    source, own = local_metadata.get('source'), segmentor.state_dict()
     try:
         state = convert_state_dict(state)
-        _fit(state, segmentor.state_dict(), tuned, strict)
+        _fit(state, own, tuned, strict)
     except CheckpointError as error:
-        source = local_metadata.get('source')
         raise CheckpointError(f'{source}: {error}' if source else str(error)) from None
+    auxiliary = {key: value for key, value in own.items() if key.startswith('auxiliary_head.')}
+    if source and not tuned and not auxiliary.keys() & state.keys():
+        state.update(auxiliary)
     for key in list(state_dict):
         if str(key).startswith(prefix):
             del state_dict[key]
