@@ -1,7 +1,6 @@
 """MMSegmentation's FCNHead, with a loss that needs no full-size logits."""
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mmseg_bisenetv2.models.bisenetv2 import reset_parameters
@@ -66,13 +65,14 @@ class FCNHead(MMSegFCNHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of the backbone -> logits (N, classes, h, w)."""
-        # A subclass, or a method that was replaced on this object, may compute the features in
-        # another way. Both go MMSegmentation's way, as does a head that concatenates its input.
-        if (type(self) is FCNHead and '_forward_feature' not in vars(self)
-                and not self.concat_input and self.input_transform is None
-                and self.num_convs and recomputes_activations(self, self.convs, self.with_cp)):
+        # A subclass that computes its features in another way, and a head that concatenates its
+        # input, go MMSegmentation's way.
+        if (not self.concat_input and isinstance(self.convs, nn.Sequential)
+                and recomputes_activations(self, self.convs, self.with_cp)
+                and getattr(self._forward_feature, '__func__', None)
+                is MMSegFCNHead._forward_feature):
             return recompute_activations(
-                [*self.convs], inputs[self.in_index], last=self.cls_seg)
+                [*self.convs], self._transform_inputs(inputs), last=self.cls_seg)
         return checkpointed(self, inputs, with_cp=self.with_cp, function=super().forward)
 
     def loss_by_feat(self, seg_logits: Tensor,
@@ -89,7 +89,7 @@ class FCNHead(MMSegFCNHead):
             for sample in batch_data_samples:  # PyTorch's cross-entropy takes no uint8
                 sample.gt_sem_seg.data = sample.gt_sem_seg.data.long()
             return super().loss_by_feat(seg_logits, batch_data_samples)
-        labels = torch.cat([sample.gt_sem_seg.data for sample in batch_data_samples])  # (N, H, W)
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)  # (N, H, W)
         weight = None if self.sampler is None else self._hard_pixels(seg_logits, labels)
         loss, accuracy = self.loss_decode(
             seg_logits, labels, weight, ignore_index=self.ignore_index,

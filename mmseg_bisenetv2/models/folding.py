@@ -2,7 +2,7 @@
 import copy
 
 import torch
-from mmcv.cnn import fuse_conv_bn
+from mmcv.cnn import fuse_conv_bn, is_norm
 from torch import nn
 
 
@@ -19,7 +19,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     Raises:
         ValueError: If a BatchNorm has no running statistics.
     """
-    if any(isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)) and layer.running_mean is None
+    # Not by nn.BatchNorm2d: what MMEngine makes of SyncBN for one device is another class.
+    if any(is_norm(layer, exclude=nn.InstanceNorm2d) and getattr(layer, 'running_mean', 0) is None
            for layer in network.modules()):
         raise ValueError('BatchNorm without running statistics cannot be folded: expected '
                          'norm_cfg without track_running_stats=False')

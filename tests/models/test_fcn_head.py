@@ -58,6 +58,20 @@ def test_loss_is_the_mean_over_valid_pixels_only():
     assert ratio.item() == pytest.approx(share, rel=1e-5)
 
 
+def test_labels_that_a_subclass_stacks_in_its_own_way():
+    class AllOfClassZero(MODELS.get('mmseg_bisenetv2.FCNHead')):
+        def _stack_batch_gt(self, batch_data_samples):
+            return torch.zeros_like(super()._stack_batch_gt(batch_data_samples))
+
+    head = build(loss_decode=dict(type='mmseg_bisenetv2.UpsampleCrossEntropy')).eval()
+    head.__class__ = AllOfClassZero
+    x = [torch.randn(2, 16, 16, 32)]
+    losses = [head.loss(x, [SegDataSample(gt_sem_seg=PixelData(data=torch.full(
+        (1, 16, 32), label, dtype=torch.uint8))) for _ in range(2)], None)['loss_ce']
+        for label in (0, 7)]
+    assert losses[0] == losses[1]
+
+
 def test_uint8_labels_with_mmsegmentations_loss():
     labels = golden_batch()[1].to(torch.uint8)
     x = [torch.randn(2, 16, 16, 32)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from small import NORM, PREPROCESSOR, WIDTHS, batch, build, image
 
@@ -212,9 +213,13 @@ def test_folded_network_is_the_same_function():
 
 @pytest.mark.parametrize('kind', [torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm])
 def test_what_has_no_statistics_is_not_folded(kind):
-    norm = kind(4, track_running_stats=False)
-    with pytest.raises(ValueError, match='without running statistics cannot be folded'):
-        fold_batch_norm(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), norm))
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 1), kind(4, track_running_stats=False))
+    for each in (network, revert_sync_batchnorm(network)):  # as init_model does on a CPU
+        with pytest.raises(ValueError, match='without running statistics cannot be folded'):
+            fold_batch_norm(each)
+    for other in (torch.nn.InstanceNorm2d(4), torch.nn.GroupNorm(2, 4)):  # have none, need none
+        fold_batch_norm(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), other))
 
 
 def test_unknown_flip():
