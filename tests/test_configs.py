@@ -81,7 +81,7 @@ def test_all_are_here():
         '_fcn_cityscapes', '_fcn_fp16_cityscapes', '_fcn_bf16_cityscapes', '_fcn_ohem_cityscapes',
         '_fcn_cityscapes_512x1024', '-large_fcn_cityscapes', '_fcn_coco-stuff10k', '_fcn_camvid',
         '_fcn_b32_cityscapes', '_fcn_head128_cityscapes', '_fcn_imagenet_cityscapes',
-        '_fcn_ema_cityscapes', '_fcn_finetune_camvid',
+        '_fcn_ema_cityscapes', '_fcn_finetune_camvid', '_fcn_finetune-longer_camvid',
         '_fcn_custom', '_fcn_toy-cityscapes')} <= set(NAMES)
 
 
