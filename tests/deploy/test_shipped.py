@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -77,6 +78,18 @@ def test_int8_file_is_within_the_gate(val):
     predictor = Predictor('camvid', precision='int8')
     assert predictor.precision == 'int8'
     assert miou(predictor, val[1]) > float(figure('mIoU')) - 0.5
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'int8'])
+def test_a_larger_picture_is_seen_at_the_size_of_the_training(val, precision):
+    """At 1440x1080 the objects of a CamVid picture are three times as large as in training."""
+    if precision == 'int8':
+        pytest.importorskip('openvino')
+    predictor = Predictor('camvid', precision=precision)
+    picture = cv2.imread(val[1][0][0])
+    labels = predictor(cv2.resize(picture, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC))
+    assert labels.shape == (1080, 1440)
+    assert (labels[1::3, 1::3] == predictor(picture)).mean() > 0.97
 
 
 @pytest.mark.parametrize('picture', [

@@ -7,5 +7,13 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[2].update(scale=(480, 360), crop_size=crop_size)  # RandomResizeCrop
 train_dataloader = dict(
     batch_size=8, dataset=dict(type=dataset_type, data_root=data_root, pipeline=train_pipeline))
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    # Larger pictures are seen at the size of the training; those of CamVid stay as they are.
+    dict(type='Resize', scale=(480, 360), keep_ratio=True),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 val_dataloader = dict(dataset=dict(type=dataset_type, data_root=data_root))
-test_dataloader = val_dataloader
+test_dataloader = dict(
+    dataset=dict(type=dataset_type, data_root=data_root, pipeline=test_pipeline))
