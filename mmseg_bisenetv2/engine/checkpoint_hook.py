@@ -1,5 +1,6 @@
 """Saving checkpoints so that a training can always go on, and choosing the one to go on from."""
 import contextlib
+import inspect
 import math
 import os
 from collections.abc import Iterator
@@ -155,7 +156,15 @@ class CheckpointHook(MMEngineCheckpointHook):
             iter=runner.max_iters if by_iter else math.inf, epoch=runner.max_epochs))
 
     def before_train(self, runner: Runner) -> None:
-        """Takes over what a resumed checkpoint says of earlier ones, if it is of this folder."""
+        """Takes over what a resumed checkpoint says of earlier ones, if it is of this folder.
+
+        Raises:
+            TypeError: If the hook was given an argument that nobody knows. MMEngine's hook hands
+                it to ``save_checkpoint``, where it would end the training at the first checkpoint.
+        """
+        if unknown := self.args.keys() - inspect.signature(runner.save_checkpoint).parameters:
+            raise TypeError(f'CheckpointHook has no argument {", ".join(sorted(unknown))}. '
+                            'Remove it from default_hooks.checkpoint, or correct its name')
         hub = runner.message_hub
         folder = self._folder(runner)
         if 'keep_ckpt_ids' in hub.runtime_info:
