@@ -334,6 +334,15 @@ def test_tool_names_what_cannot_be_exported(run, tmp_path):
     assert 'expected one Resize' in out
 
 
+def test_tool_names_validation_pictures_that_are_missing(run, tmp_path):
+    config, checkpoint = write(tmp_path)
+    with open(config, 'a') as file:
+        file.write("\nval_dataloader = dict(dataset=dict(type='mmseg_bisenetv2.CamVidDataset', "
+                   f'data_root={str(tmp_path / "nowhere")!r}, pipeline=[]))')
+    out = run(config, checkpoint, tmp_path / 'a.onnx', '--val', 2, ok=False)
+    assert 'CamVidDataset: no folder' in out and 'prepare_camvid.py' in out
+
+
 @pytest.mark.slow
 def test_exports_from_pngs_need_no_imagecodecs(files, tmp_path):
     """The extra "deploy" does not bring it."""
