@@ -10,6 +10,7 @@ such as RepeatDataset and ConcatDataset, are decoded one by one.
 import argparse
 import sys
 
+from _arguments import positive
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
@@ -25,7 +26,8 @@ def main() -> None:
     parser.add_argument('--split', nargs='+', choices=('train', 'val', 'test'), default=['train'],
                         help='default: train')
     parser.add_argument('--out', metavar='DIR', help='writes there, and links to it')
-    parser.add_argument('--num-workers', type=int, default=4, help='default: %(default)s')
+    parser.add_argument('--num-workers', type=positive, default=4, metavar='N',
+                        help='threads; default: %(default)s')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         metavar='KEY=VALUE', help='overrides the config')
     args = parser.parse_args()
