@@ -31,20 +31,20 @@ def main() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         metavar='KEY=VALUE', help='overrides the config')
     args = parser.parse_args()
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options)
     init_default_scope('mmseg')
-    for split in args.split:
-        for dataset in build_datasets(config[f'{split}_dataloader'].dataset):
-            try:
+    try:
+        config = Config.fromfile(args.config)
+        config.merge_from_dict(args.cfg_options)
+        for split in args.split:
+            for dataset in build_datasets(config[f'{split}_dataloader'].dataset):
                 files = dataset.load_data_list()
                 decoded, kept = build_cache(
                     dataset.data_root, [file['img_path'] for file in files],
                     [file['seg_map_path'] for file in files if 'seg_map_path' in file],
                     args.out, args.num_workers)
-            except (OSError, ValueError) as error:
-                sys.exit(str(error))
-            print(f'{split}: {decoded} files decoded, {kept} were finished')
+                print(f'{split}: {decoded} files decoded, {kept} were finished')
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == '__main__':
