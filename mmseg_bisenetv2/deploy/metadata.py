@@ -105,7 +105,7 @@ class ExportMetadata:
     @classmethod
     def from_model(cls, model: EncoderDecoder,
                    checkpoint: str | os.PathLike | None = None) -> Self:
-        """That of a model which ``mmseg.apis.init_model`` returned.
+        """The metadata of a model that ``mmseg.apis.init_model`` returned.
 
         Raises:
             ValueError: If the test pipeline changes pictures in a way that has no name here.

@@ -71,8 +71,8 @@ class CheckpointHook(MMEngineCheckpointHook):
       only then are outdated ones deleted.
     - A checkpoint with NaN or infinity is not written; the training stops.
     - ``--resume`` takes the newest checkpoint that is whole, whatever ``last_checkpoint`` says,
-      and writes its path there. MMEngine writes that file in place after each checkpoint; where
-      a kill leaves it empty, it stays so until then.
+      and writes its path there. MMEngine writes that file in place after each checkpoint, so that
+      a kill may leave it empty.
     - ``--resume`` refuses a checkpoint that does not fit; see :func:`check_resumable`.
     - Only best checkpoints that lie in this run's own folder are ever deleted. MMEngine deletes
       the one that the checkpoint names, which may belong to another run.
@@ -171,7 +171,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             hub.update_info('keep_ckpt_ids', [
                 step for step in hub.get_info('keep_ckpt_ids') if type(step) is int])
         for key in [key for key in hub.runtime_info if key.startswith('best_ckpt')]:
-            # a folder may have been moved: its own file of this name is meant
+            # The folder may have been moved since: a file of this name in it is meant.
             own = os.path.join(folder, os.path.basename(str(hub.get_info(key))))
             if os.path.basename(own).startswith('best_') and os.path.isfile(own):
                 hub.update_info(key, own)
