@@ -19,7 +19,7 @@ from _arguments import SIZE, format_size, positive
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
 from mmseg_bisenetv2.checkpoints import CheckpointError
-from mmseg_bisenetv2.deploy.export import DisagreementError, export_and_verify
+from mmseg_bisenetv2.deploy.export import MAX_MIOU_DROP, DisagreementError, export_and_verify
 from mmseg_bisenetv2.deploy.image import find_images
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 
@@ -56,8 +56,8 @@ def main() -> None:
                         help='how many of these; default: %(default)s')
     parser.add_argument('--min-agreement', type=float, metavar='PERCENT',
                         help='of labels with PyTorch FP32; default: 99.9, BF16 99, INT8 98')
-    parser.add_argument('--max-miou-drop', type=float, default=0.5, metavar='POINTS',
-                        help='with --val; default: %(default)s')
+    parser.add_argument('--max-miou-drop', type=float, metavar='POINTS',
+                        help=f'with --val; default: {MAX_MIOU_DROP}')
     args = parser.parse_args()
     size, what, truths = args.size, 'pictures', None
     try:

@@ -208,6 +208,8 @@ def test_file_that_loses_miou_does_not_replace_an_earlier_one(
     ('a.xml', dict(raw=True), r'raw export is for \.onnx'),
     ('a.onnx', dict(precision='int8'), r'int8 is for OpenVINO'),
     ('a.xml', dict(precision='int8'), 'needs pictures to calibrate'),
+    ('a.xml', dict(calibration=PICTURES), 'calibrate on, and fp32: they are for INT8'),
+    ('a.xml', dict(max_miou_drop=1.0), 'limit of 1.0 points of mIoU needs true labels'),
 ])
 def test_options_that_do_not_go_together(model, metadata, tmp_path, name, options, message):
     chosen = dataclasses.replace(metadata, precision=options.pop('precision', 'fp32'))
