@@ -159,12 +159,12 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Takes over what a resumed checkpoint says of earlier ones, if it is of this folder.
 
         Raises:
-            TypeError: If the hook was given an argument that nobody knows. MMEngine's hook hands
+            ValueError: If the hook was given an argument that nobody knows. MMEngine's hook hands
                 it to ``save_checkpoint``, where it would end the training at the first checkpoint.
         """
         if unknown := self.args.keys() - inspect.signature(runner.save_checkpoint).parameters:
-            raise TypeError(f'CheckpointHook has no argument {", ".join(sorted(unknown))}. '
-                            'Remove it from default_hooks.checkpoint, or correct its name')
+            raise ValueError(f'CheckpointHook has no argument {", ".join(sorted(unknown))}. '
+                             'Remove it from default_hooks.checkpoint, or correct its name')
         hub = runner.message_hub
         folder = self._folder(runner)
         if 'keep_ckpt_ids' in hub.runtime_info:
