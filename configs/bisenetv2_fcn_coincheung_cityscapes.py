@@ -7,8 +7,7 @@
 #
 # Expected: 74.95 % mIoU on val from its weights (2048x1024, single scale; its README). No result
 # is published for this network with the recipe below, which is bisenetv2_fcn_cityscapes.py's.
-# Its auxiliary heads are of another design: a test reports ours as missing, which is harmless,
-# and a training with load_from draws them anew.
+# Its auxiliary heads are of another design: a training with load_from draws ours anew.
 # Its logits are upsampled with align_corners=False like ours; the align_corners=True in its
 # evaluation resizes an image that has its size already.
 # 186 iterations an epoch x 860 epochs = 159,960 iterations.

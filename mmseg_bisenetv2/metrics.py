@@ -1,5 +1,6 @@
 """MMSegmentation's IoUMetric, from one confusion matrix of integers."""
 import functools
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -21,16 +22,30 @@ class IoUMetric(MMSegIoUMetric):
 
     The pixels of an image are counted on its device, as integers, into one confusion matrix, where
     MMSegmentation makes three histograms of masked copies in float32, which is exact up to 16.7
-    million pixels of a class only. It takes the arguments of the original.
+    million pixels of a class only.
+
+    Args:
+        *args: Those of ``mmseg.evaluation.IoUMetric``.
+        **kwargs: The same, by name.
 
     Attributes:
         confusion: Pixels of the last evaluation, true class by predicted class, (C + 1, C + 1)
             int64, the last row and column for what is no class;
             None before it, and in processes other than the first.
+
+    Raises:
+        TypeError: If the original would ignore an argument, since it does not know it.
     """
 
     confusion: np.ndarray | None = None
     _said = ''
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        known = [name for name in inspect.signature(MMSegIoUMetric).parameters if name != 'kwargs']
+        if unknown := kwargs.keys() - known:
+            raise TypeError(f'IoUMetric has no argument {", ".join(sorted(unknown))}: expected '
+                            f'some of {", ".join(known)}')
+        super().__init__(*args, **kwargs)
 
     @property
     def dataset_meta(self) -> Any:

@@ -51,6 +51,17 @@ def test_sizes_have_one_spelling(found: list) -> None:
                 action.type(wrong)
 
 
+def test_numbers_of_things_begin_at_one(found: list) -> None:
+    names = ('--batch', '--classes', '--num-workers', '--pairs', '--threads', '--train', '--val')
+    actions = [action for name, action, _ in found
+               if name in names and action.metavar != 'NAME' and action.type is not float]
+    assert {action.option_strings[-1] for action in actions} == set(names)
+    for action in actions:
+        assert action.type('3') == 3
+        with pytest.raises(argparse.ArgumentTypeError, match='0 is less than 1'):
+            action.type('0')
+
+
 def test_defaults_of_sizes_are_shown_as_they_are_typed(found: list) -> None:
     shown = [text for name, _, text in found if name == '--crop']
     assert any('default: 1024x512)' in ' '.join(text.split()) for text in shown)

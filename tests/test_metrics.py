@@ -12,6 +12,7 @@ from mmseg_bisenetv2.metrics import IoUMetric, format_class_table, mean_iou
 from mmseg_bisenetv2.visualization import draw_confusion
 
 from mmseg.evaluation import IoUMetric as MMSegIoUMetric
+from mmseg.registry import METRICS
 
 CLASSES = ('road', 'sky', 'car', 'bicycle', 'never seen')
 
@@ -121,6 +122,11 @@ def test_formatted_results(tmp_path):
         ours, theirs = (cv2.imread(str(tmp_path / name / f'{i}.png'), cv2.IMREAD_UNCHANGED)
                         for name in ('ours', 'theirs'))
         assert np.array_equal(ours, theirs)
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(TypeError, match='no argument confusion_picture: expected some of ignore'):
+        METRICS.build(dict(type='mmseg_bisenetv2.IoUMetric', confusion_picture='confusion.png'))
 
 
 def test_picture(tmp_path):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _arguments import SIZE, format_size
+from _arguments import SIZE, format_size, positive
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from prettytable import PrettyTable, TableStyle
@@ -30,12 +30,12 @@ from mmseg.utils import register_all_modules
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = dict(SIZE, nargs='+')
-SEVERAL = dict(type=int, nargs='+', metavar='N')
+SEVERAL = dict(type=positive, nargs='+', metavar='N')
 AMP = dict(choices=('none', 'bfloat16', 'float16'))
 OPTIONS: dict[str, dict[str, Any]] = dict(
-    pairs=dict(type=int, help='timed runs of each side'),
+    pairs=dict(type=positive, help='timed runs of each side'),
     device=dict(help='cpu or cuda'),
-    threads=dict(type=int, help="of the processor; None is PyTorch's choice"),
+    threads=dict(type=positive, help="of the processor; None is PyTorch's choice"),
     json=dict(metavar='FILE', help='writes the results there, too'),
     size=dict(SIZES, help='of the images, one or several'),
     crop=dict(SIZES, help='of the crops, one or several'),

@@ -10,6 +10,7 @@ such as RepeatDataset and ConcatDataset, are decoded one by one.
 import argparse
 import sys
 
+from _arguments import positive
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
@@ -25,24 +26,25 @@ def main() -> None:
     parser.add_argument('--split', nargs='+', choices=('train', 'val', 'test'), default=['train'],
                         help='default: train')
     parser.add_argument('--out', metavar='DIR', help='writes there, and links to it')
-    parser.add_argument('--num-workers', type=int, default=4, help='default: %(default)s')
+    parser.add_argument('--num-workers', type=positive, default=4, metavar='N',
+                        help='threads; default: %(default)s')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         metavar='KEY=VALUE', help='overrides the config')
     args = parser.parse_args()
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options)
     init_default_scope('mmseg')
-    for split in args.split:
-        for dataset in build_datasets(config[f'{split}_dataloader'].dataset):
-            try:
+    try:
+        config = Config.fromfile(args.config)
+        config.merge_from_dict(args.cfg_options)
+        for split in args.split:
+            for dataset in build_datasets(config[f'{split}_dataloader'].dataset):
                 files = dataset.load_data_list()
                 decoded, kept = build_cache(
                     dataset.data_root, [file['img_path'] for file in files],
                     [file['seg_map_path'] for file in files if 'seg_map_path' in file],
                     args.out, args.num_workers)
-            except (OSError, ValueError) as error:
-                sys.exit(str(error))
-            print(f'{split}: {decoded} files decoded, {kept} were finished')
+                print(f'{split}: {decoded} files decoded, {kept} were finished')
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from _arguments import positive
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -26,7 +27,7 @@ def main() -> None:
                         default=['train', 'val'], help='default: train val')
     parser.add_argument('--json', action='store_true', help='prints JSON instead of tables')
     parser.add_argument('--picture', metavar='PNG', help='default: work_dirs/CONFIG/dataset.png')
-    parser.add_argument('--num-workers', type=int, default=os.cpu_count(), metavar='N',
+    parser.add_argument('--num-workers', type=positive, default=os.cpu_count(), metavar='N',
                         help='threads; default: as many as cores')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         metavar='KEY=VALUE', help='overrides the config')

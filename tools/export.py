@@ -19,7 +19,7 @@ from _arguments import SIZE, format_size, positive
 
 import mmseg_bisenetv2  # noqa: F401 - before mmseg.apis, which needs it
 from mmseg_bisenetv2.checkpoints import CheckpointError
-from mmseg_bisenetv2.deploy.export import DisagreementError, export_and_verify
+from mmseg_bisenetv2.deploy.export import MAX_MIOU_DROP, DisagreementError, export_and_verify
 from mmseg_bisenetv2.deploy.image import find_images
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
 
@@ -56,37 +56,32 @@ def main() -> None:
                         help='how many of these; default: %(default)s')
     parser.add_argument('--min-agreement', type=float, metavar='PERCENT',
                         help='of labels with PyTorch FP32; default: 99.9, BF16 99, INT8 98')
-    parser.add_argument('--max-miou-drop', type=float, default=0.5, metavar='POINTS',
-                        help='with --val; default: %(default)s')
+    parser.add_argument('--max-miou-drop', type=float, metavar='POINTS',
+                        help=f'with --val; default: {MAX_MIOU_DROP}')
     args = parser.parse_args()
-    size = args.size
-    truths = None
+    size, what, truths = args.size, 'pictures', None
     try:
         calibration = spread(find_images(args.calibrate), args.calibrate_number)
         images: list[Any] = find_images(args.images or [])
         model = init_model(args.config, args.checkpoint, device='cpu')
-        metadata = ExportMetadata.from_model(model, args.checkpoint)
-        own = dataclasses.replace(metadata, precision=args.precision, size=size)
-    except (CheckpointError, OSError, ValueError) as error:
-        sys.exit(str(error))
-    what = 'pictures'
-    if args.val:
-        dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
-        chosen = spread(range(len(dataset)), args.val)
-        images = [dataset.get_data_info(i)['img_path'] for i in chosen]
-        truths = [dataset[i]['data_samples'].gt_sem_seg.data[0].numpy() for i in chosen]
-    elif not images:
-        what = 'picture of noise (--images takes yours)'
-        images = [np.random.default_rng(0).integers(
-            0, 256, (*(size or (512, 1024)), 3), dtype=np.uint8)]
-    try:
+        tested = ExportMetadata.from_model(model, args.checkpoint)
+        if args.val:
+            dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
+            chosen = spread(range(len(dataset)), args.val)
+            images = [dataset.get_data_info(i)['img_path'] for i in chosen]
+            truths = [dataset[i]['data_samples'].gt_sem_seg.data[0].numpy() for i in chosen]
+        elif not images:
+            what = 'picture of noise (--images takes yours)'
+            images = [np.random.default_rng(0).integers(
+                0, 256, (*(size or (512, 1024)), 3), dtype=np.uint8)]
         figures = export_and_verify(
-            model, own, args.out, images, args.raw, calibration, args.min_agreement, truths,
-            args.max_miou_drop)
-    except (DisagreementError, ImportError, TypeError, ValueError) as error:
+            model, dataclasses.replace(tested, precision=args.precision, size=size), args.out,
+            images, args.raw, calibration, args.min_agreement, truths, args.max_miou_drop)
+    except (CheckpointError, DisagreementError, ImportError, OSError, TypeError,
+            ValueError) as error:
         sys.exit(str(error))
     print(f'{args.out}: {figures["size_mb"]:.1f} MB, {args.precision}')
-    usual = metadata.scale and metadata.network_size(*(size or metadata.scale[::-1]))
+    usual = tested.scale and tested.network_size(*(size or tested.scale[::-1]))
     if usual and usual != size:
         print(f'The config tests at {format_size(usual)}. ' + (
             f'This file sees {format_size(size)}, and has other labels' if size else

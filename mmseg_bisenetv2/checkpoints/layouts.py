@@ -95,8 +95,9 @@ FOREIGN_LAYOUTS = dict(
             conv_out.1 conv_seg""")),
         omitted=r'aux\d.*',
         reason='its auxiliary heads are of another design',
-        note='its aggregation upsamples by nearest neighbour and its normalisation is another: use '
-             'configs/bisenetv2_fcn_coincheung_cityscapes.py'))
+        note='its aggregation upsamples by nearest neighbour and its normalisation is another. To '
+             'test the weights as they are, use the settings of '
+             'configs/bisenetv2_fcn_coincheung_cityscapes.py; to fine-tune, any config will do'))
 LAYOUTS = ('mmsegmentation', *FOREIGN_LAYOUTS)
 
 

@@ -22,6 +22,7 @@ from mmseg.models.segmentors import EncoderDecoder
 
 # Least share of pixels, in per cent, whose label is that of PyTorch in FP32
 MIN_AGREEMENT = dict(fp32=99.9, bf16=99.0, int8=98.0)
+MAX_MIOU_DROP = 0.5  # points of mIoU that a file may lose
 
 # From a frame (H, W, 3) to its labels (H, W) and logits (C, h, w); one of them may be None.
 FrameRunner = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
@@ -36,7 +37,7 @@ def export_and_verify(
         pictures: Sequence[str | Path | np.ndarray], raw: bool = False,
         calibration: Sequence[str | Path | np.ndarray] = (),
         min_agreement: float | None = None, truths: Sequence[np.ndarray] | None = None,
-        max_miou_drop: float = 0.5) -> dict[str, Any]:
+        max_miou_drop: float | None = None) -> dict[str, Any]:
     """Exports, runs the file in its runtime, and keeps it if it agrees.
 
     Args:
@@ -48,7 +49,8 @@ def export_and_verify(
         calibration: Pictures to quantise with, where ``precision`` is 'int8'.
         min_agreement: In per cent; by default MIN_AGREEMENT.
         truths: The true labels of the pictures, for the mIoU.
-        max_miou_drop: How many points of mIoU the file may lose, with ``truths``.
+        max_miou_drop: How many points of mIoU the file may lose, with ``truths``; by default
+            MAX_MIOU_DROP.
 
     Returns:
         The figures: agreement and largest difference of the logits, mIoU if asked for.
@@ -67,6 +69,11 @@ def export_and_verify(
         raise ValueError(f'{path}: {precision} is for OpenVINO, .xml')
     if precision == 'int8' and not calibration:
         raise ValueError("INT8 needs pictures to calibrate on: --calibrate 'train/*.png'")
+    if calibration and precision != 'int8':
+        raise ValueError(f'Pictures to calibrate on, and {precision}: they are for INT8, '
+                         '--precision int8')
+    if max_miou_drop is not None and not truths:
+        raise ValueError(f'A limit of {max_miou_drop} points of mIoU needs true labels: --val N')
     network = FrameNetwork(model)
 
     def frame(picture: str | Path | np.ndarray) -> np.ndarray:
@@ -94,11 +101,12 @@ def export_and_verify(
             raise DisagreementError(
                 f'{path} would agree with PyTorch on {figures["agreement"]:.3f} % of the pixels, '
                 f'expected {least} %. It was not written')
-        if truths and not figures['miou'] >= figures['pytorch_miou'] - max_miou_drop:
+        most = MAX_MIOU_DROP if max_miou_drop is None else max_miou_drop
+        if truths and not figures['miou'] >= figures['pytorch_miou'] - most:
             raise DisagreementError(
                 f'{path} would have {figures["miou"]:.2f} % mIoU, PyTorch '
-                f'{figures["pytorch_miou"]:.2f} %, expected {max_miou_drop} less at most. It was '
-                'not written')
+                f'{figures["pytorch_miou"]:.2f} %, expected {most} less at most. It was not '
+                'written')
         figures['size_mb'] = sum(file.stat().st_size for file in files) / 1e6
         for file in files:
             os.replace(file, path.with_name(file.name))

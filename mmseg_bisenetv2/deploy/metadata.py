@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import cv2
-import numpy as np
 from mmcv import rescale_size
 from mmengine.config import Config
+
+from mmseg_bisenetv2.datasets.class_names import make_palette
 
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import DATASETS
@@ -105,7 +105,7 @@ class ExportMetadata:
     @classmethod
     def from_model(cls, model: EncoderDecoder,
                    checkpoint: str | os.PathLike | None = None) -> Self:
-        """That of a model which ``mmseg.apis.init_model`` returned.
+        """The metadata of a model that ``mmseg.apis.init_model`` returned.
 
         Raises:
             ValueError: If the test pipeline changes pictures in a way that has no name here.
@@ -119,7 +119,7 @@ class ExportMetadata:
         classes = tuple(meta.get('classes') or (f'class {i}' for i in range(number)))
         palette = meta.get('palette') or ()
         if len(palette) != number:
-            palette = default_palette(number)
+            palette = make_palette(classes)
         # ``test_pipeline`` is only a name which configs give the steps of `mim test`.
         resize = _resize_step(dataset.get('pipeline', model.cfg.get('test_pipeline', [])))
         path = Path(checkpoint) if checkpoint else None
@@ -176,9 +176,3 @@ def _resize_step(pipeline: list[dict]) -> dict | None:
             raise ValueError(f'The test pipeline has {dict(step)}: expected one Resize to a scale, '
                              'and nothing else that changes the picture')
     return found
-
-
-def default_palette(number: int) -> list[list[int]]:
-    """Colours for classes that have none: well apart in hue, alternating in brightness, RGB."""
-    hsv = np.array([[[180 * i / number, 200, 255 - 90 * (i % 2)] for i in range(number)]], np.uint8)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0].tolist()

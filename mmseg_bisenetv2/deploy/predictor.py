@@ -310,7 +310,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _choose_precision(options: Options, possible: tuple[str, ...]) -> str:
-    if options.device.type == 'cpu':  # No processor multiplies FP16.
+    if options.device.type == 'cpu':  # FP16 is for GPUs: few processors can multiply it.
         possible = tuple(name for name in possible if name != 'fp16')
     if options.precision == 'auto':
         wish = ('fp16' if options.device.type == 'cuda' else

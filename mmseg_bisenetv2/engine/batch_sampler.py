@@ -21,7 +21,7 @@ class ResumableBatchSampler(Sampler):
 
     def __init__(self, batch_sampler: Any) -> None:
         self.batch_sampler = batch_sampler
-        # where MMEngine's hooks look
+        # MMEngine reads these two from a batch sampler.
         self.sampler: Any = getattr(batch_sampler, 'sampler', None)
         self.batch_size = getattr(batch_sampler, 'batch_size', None)
         self.seed, self.rank, self.start = 0, 0, 0

@@ -1,5 +1,6 @@
 """Saving checkpoints so that a training can always go on, and choosing the one to go on from."""
 import contextlib
+import inspect
 import math
 import os
 from collections.abc import Iterator
@@ -70,8 +71,8 @@ class CheckpointHook(MMEngineCheckpointHook):
       only then are outdated ones deleted.
     - A checkpoint with NaN or infinity is not written; the training stops.
     - ``--resume`` takes the newest checkpoint that is whole, whatever ``last_checkpoint`` says,
-      and writes its path there. MMEngine writes that file in place after each checkpoint; where
-      a kill leaves it empty, it stays so until then.
+      and writes its path there. MMEngine writes that file in place after each checkpoint, so that
+      a kill may leave it empty.
     - ``--resume`` refuses a checkpoint that does not fit; see :func:`check_resumable`.
     - Only best checkpoints that lie in this run's own folder are ever deleted. MMEngine deletes
       the one that the checkpoint names, which may belong to another run.
@@ -155,14 +156,22 @@ class CheckpointHook(MMEngineCheckpointHook):
             iter=runner.max_iters if by_iter else math.inf, epoch=runner.max_epochs))
 
     def before_train(self, runner: Runner) -> None:
-        """Takes over what a resumed checkpoint says of earlier ones, if it is of this folder."""
+        """Takes over what a resumed checkpoint says of earlier ones, if it is of this folder.
+
+        Raises:
+            ValueError: If the hook was given an argument that nobody knows. MMEngine's hook hands
+                it to ``save_checkpoint``, where it would end the training at the first checkpoint.
+        """
+        if unknown := self.args.keys() - inspect.signature(runner.save_checkpoint).parameters:
+            raise ValueError(f'CheckpointHook has no argument {", ".join(sorted(unknown))}. '
+                             'Remove it from default_hooks.checkpoint, or correct its name')
         hub = runner.message_hub
         folder = self._folder(runner)
         if 'keep_ckpt_ids' in hub.runtime_info:
             hub.update_info('keep_ckpt_ids', [
                 step for step in hub.get_info('keep_ckpt_ids') if type(step) is int])
         for key in [key for key in hub.runtime_info if key.startswith('best_ckpt')]:
-            # a folder may have been moved: its own file of this name is meant
+            # The folder may have been moved since: a file of this name in it is meant.
             own = os.path.join(folder, os.path.basename(str(hub.get_info(key))))
             if os.path.basename(own).startswith('best_') and os.path.isfile(own):
                 hub.update_info(key, own)

@@ -63,9 +63,10 @@ class IterBasedTrainLoop(MMEngineIterBasedTrainLoop):
         super().__init__(runner, DataLoader(built.dataset), max_iters, *args, **kwargs)
         self.seed = 0
         self.batch_sampler = ResumableBatchSampler(built.batch_sampler)
-        ours = ('self', 'dataset', 'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last')
-        options = {name: getattr(built, name) for name in signature(DataLoader.__init__).parameters
-                   if name not in ours and hasattr(built, name)}
+        # Everything but the data set, and what the batch sampler replaces, stays as it was built.
+        other = ('dataset', 'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last')
+        options = {name: getattr(built, name) for name in signature(DataLoader).parameters
+                   if name not in other and hasattr(built, name)}
         self.dataloader = DataLoader(
             SeededDataset(built.dataset), batch_sampler=self.batch_sampler, **options)
         self.dataloader_iterator = _Batches(self)

@@ -104,7 +104,8 @@ def _misfits(checkpoint: dict[str, Any], model: nn.Module,
             yield (f'{name} is of {tuple(value.shape)} in the file and of '
                    f'{tuple(parameter.shape)} in the model')
     try:
-        # MMEngine takes things out of the dictionaries that it is given, and loads them again.
+        # Copies, since MMEngine's wrapper takes entries out of the dictionary that it loads, and
+        # the runner loads the same dictionary again.
         optim_wrapper.load_state_dict({
             key: dict(value) if isinstance(value, dict) else value
             for key, value in checkpoint['optimizer'].items()})

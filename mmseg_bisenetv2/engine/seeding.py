@@ -25,7 +25,8 @@ def seed_random_generators(*place: int) -> int:
     seed = int(np.random.SeedSequence(place).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed 100, for all devices
+    # This takes 1 us. torch.manual_seed, which seeds all devices, takes 100 us.
+    torch.default_generator.manual_seed(seed)
     return seed
 
 

@@ -35,7 +35,7 @@ from mmseg_bisenetv2.models.checkpointing import (
     checkpointed,
     checkpointing_choice,
     recompute_activations,
-    recomputes_activations,
+    should_recompute_activations,
 )
 from mmseg_bisenetv2.registry import MODELS
 
@@ -52,8 +52,8 @@ def depthwise_separable(
         pointwise_norm: bool, bias: bool | str = 'auto') -> nn.Sequential:
     """Depthwise 3x3 with norm, then pointwise 1x1, neither of them activated.
 
-    MMCV's module of that name would do but for the bias of the pointwise layer, which it does
-    not let one choose; the state-dict keys are the same.
+    MMCV's ``DepthwiseSeparableConvModule`` has the same state-dict keys, but no option for a bias
+    of the pointwise layer alone.
     """
     return nn.Sequential(OrderedDict(
         depthwise_conv=conv3x3(
@@ -100,7 +100,7 @@ class DetailBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 128, H/8, W/8)."""
         layers = [layer for stage in self.detail_branch for layer in stage.children()]
-        if recomputes_activations(self, layers, self.with_cp):
+        if should_recompute_activations(self, layers, self.with_cp):
             return recompute_activations(layers, x)
         for stage in self.detail_branch:
             x = checkpointed(stage, x, with_cp=self.with_cp)

@@ -63,8 +63,8 @@ def checkpointed(module: nn.Module, *inputs: Any, with_cp: str | None,
     return _checkpoint(module, function, *inputs)
 
 
-def recomputes_activations(module: nn.Module, layers: Iterable[nn.Module],
-                           with_cp: str | None) -> bool:
+def should_recompute_activations(module: nn.Module, layers: Iterable[nn.Module],
+                                 with_cp: str | None) -> bool:
     """Whether layers of a module are run by :func:`recompute_activations`.
 
     'activations' says so, except where :func:`checkpointed` computes nothing again, either.

@@ -8,7 +8,7 @@ from mmseg_bisenetv2.models.checkpointing import (
     checkpointed,
     checkpointing_choice,
     recompute_activations,
-    recomputes_activations,
+    should_recompute_activations,
 )
 from mmseg_bisenetv2.models.losses import (
     UpsampleCrossEntropy,
@@ -32,8 +32,8 @@ class FCNHead(MMSegFCNHead):
     ``init_cfg`` says, and ``conv_seg`` from N(0, 0.01) unless told otherwise.
 
     With ``loss_decode=dict(type='mmseg_bisenetv2.UpsampleCrossEntropy')`` the loss is computed
-    from the head's own, low-resolution logits, the ``OHEMPixelSampler`` too. Any other loss or
-    sampler, or several losses, go MMSegmentation's way and get resized logits.
+    from the head's own, low-resolution logits, and so is what ``OHEMPixelSampler`` chooses pixels
+    by. Any other loss or sampler, or several losses, get resized logits, as in MMSegmentation.
 
     Args:
         *args: Those of ``mmseg.models.decode_heads.FCNHead``.
@@ -65,10 +65,10 @@ class FCNHead(MMSegFCNHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of the backbone -> logits (N, classes, h, w)."""
-        # A subclass that computes its features in another way, and a head that concatenates its
-        # input, go MMSegmentation's way.
+        # Activations are recomputed for a plain sequence of layers only: not in a subclass with a
+        # _forward_feature of its own, nor in a head that concatenates its input.
         if (not self.concat_input and isinstance(self.convs, nn.Sequential)
-                and recomputes_activations(self, self.convs, self.with_cp)
+                and should_recompute_activations(self, self.convs, self.with_cp)
                 and getattr(self._forward_feature, '__func__', None)
                 is MMSegFCNHead._forward_feature):
             return recompute_activations(
@@ -97,6 +97,9 @@ class FCNHead(MMSegFCNHead):
         return {self.loss_decode.loss_name: loss, 'acc_seg': accuracy}
 
     def _hard_pixels(self, seg_logits: Tensor, labels: Tensor) -> Tensor:
+        """The weights 0 or 1, (N, H, W), that MMSegmentation's OHEMPixelSampler would give."""
+        # With a threshold the sampler looks at probabilities, in which class weights have no part;
+        # without one, at the losses, which have them.
         by_probability = self.sampler.thresh is not None
         losses, _ = upsample_cross_entropy(
             seg_logits.detach(), labels, reduction='none', ignore_index=self.ignore_index,

@@ -1,4 +1,4 @@
-"""MMSegmentation's EncoderDecoder: resizes once, keeps labels, loads any checkpoint or says why."""
+"""MMSegmentation's EncoderDecoder: labels from low-resolution logits, checkpoints of any layout."""
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +18,10 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
 from mmseg.structures import SegDataSample
 
-# MMSegmentation's predict() and the methods between it and its result that EncoderDecoder.predict
-# does not call. They are looked up when this module is imported: whoever puts another in their
-# place, on a subclass, an object or MMSegmentation's own class, gets MMSegmentation's way.
+# MMSegmentation's methods for which EncoderDecoder.predict is a shortcut. If a subclass overrides
+# one, or somebody replaces one on an object or on MMSegmentation's class, the shortcut would leave
+# that out, so that MMSegmentation's predict() is called. To notice a replacement, the originals are
+# kept here, from the time when this module is imported.
 PREDICT = MMSegEncoderDecoder.predict
 SEGMENTOR_METHODS = (
     MMSegEncoderDecoder.inference, MMSegEncoderDecoder.whole_inference,
@@ -35,10 +36,12 @@ class EncoderDecoder(MMSegEncoderDecoder):
     Checkpoints of SSSegmentation and CoinCheung/BiSeNet load like MMSegmentation's, and one that
     fits nothing is an error: see :func:`mmseg_bisenetv2.checkpoints.load_hook`.
 
-    Predicts the same labels as MMSegmentation's, straight from the low-resolution logits; see
-    :class:`SegLogits` for the ``seg_logits`` of a prediction. What goes through ``to_dict``, as to
-    metrics, needs ``keep_logits=True`` for them. Slide mode, a single output channel, and models
-    of which a method of the prediction was overridden or replaced go MMSegmentation's way.
+    Predicts the same labels as MMSegmentation's, straight from the low-resolution logits. The
+    ``seg_logits`` of a prediction are resized when they are asked for, see :class:`SegLogits`.
+    MMEngine hands predictions to metrics as dictionaries (``to_dict``), in which they are not
+    resized: a metric that reads logits needs ``keep_logits=True``. Slide mode, a single output
+    channel, and models of which a method of the prediction was overridden or replaced are
+    predicted by MMSegmentation's own code.
 
     Args:
         *args: Those of ``mmseg.models.segmentors.EncoderDecoder``.
@@ -73,9 +76,9 @@ class EncoderDecoder(MMSegEncoderDecoder):
     def extract_feat(self, inputs: Tensor) -> Any:
         """The feature maps of backbone and neck.
 
-        FCN heads follow the memory layout of their input. Others may ask for one with
-        ``Tensor.view``, such as MMSegmentation's DMHead: they get contiguous maps, as from
-        MMSegmentation, whatever the layout of ``inputs``.
+        FCN heads take maps of any memory layout. Other heads may call ``Tensor.view``, as
+        MMSegmentation's DMHead does, which fails for channels-last maps: where there are such
+        heads, the maps are made contiguous.
 
         Args:
             inputs: Normalised images, (N, 3, H, W).
@@ -94,9 +97,9 @@ class EncoderDecoder(MMSegEncoderDecoder):
         """The losses of all heads.
 
         Labels become int64 where a head is not ours, since PyTorch's loss needs that. The decode
-        head, the largest, comes last, so that backward begins with it: it frees what it holds
-        before the others' gradients are there. Dropout is thus drawn in another order than
-        MMSegmentation's.
+        head, the largest, is computed last, so that backward begins with it: its activations are
+        freed before the gradients of the other heads take memory. Dropout is thus drawn in another
+        order than MMSegmentation's.
 
         Args:
             inputs: Normalised images, (N, 3, H, W).

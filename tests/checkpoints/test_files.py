@@ -1,5 +1,6 @@
 """Reading executes nothing and always ends; writing is whole or not at all."""
 import collections
+import logging
 import multiprocessing
 import os
 import pickle
@@ -373,6 +374,13 @@ def test_content_without_a_state_dict_is_named(tmp_path, content):
     torch.save(content, tmp_path / 'odd.pth')
     with pytest.raises(CheckpointError, match=r'odd.pth: found a .* where a state dict was'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'odd.pth'))
+
+
+def test_the_log_says_that_a_file_is_local(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    torch.save({'state_dict': {'a': torch.ones(1)}}, tmp_path / 'a.pth')
+    CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'), logger=logging.getLogger('mine'))
+    assert 'by local backend from path: ' in caplog.text
 
 
 def test_a_missing_file(tmp_path):

@@ -137,8 +137,9 @@ def test_a_conversion_is_logged_in_one_line(theirs, log):
     assert log == [
         'CoinCheung/BiSeNet weights converted: 327 tensors used, 56 left out (its auxiliary heads '
         'are of another design), 1 unknown (surprise.weight ...), 2 biases that it lacks set to 0; '
-        'its aggregation upsamples by nearest neighbour and its normalisation is another: use '
-        'configs/bisenetv2_fcn_coincheung_cityscapes.py']
+        'its aggregation upsamples by nearest neighbour and its normalisation is another. To test '
+        'the weights as they are, use the settings of '
+        'configs/bisenetv2_fcn_coincheung_cityscapes.py; to fine-tune, any config will do']
 
 
 def test_unknown_names_are_kept(theirs):

@@ -348,6 +348,12 @@ train_dataloader = val_dataloader = dict(dataset=dataset)
     assert len(build(root).cached) == 6
 
 
+def test_tool_names_a_config_that_is_missing(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['cache_dataset.py', 'nowhere.py'])
+    with pytest.raises(SystemExit, match=r'nowhere\.py'):
+        runpy.run_path(str(TOOL), run_name='__main__')
+
+
 @pytest.mark.parametrize('wrap', [
     "dict(type='RepeatDataset', times=2, dataset=dataset)",
     "dict(type='ConcatDataset', datasets=[dataset, dataset])",

@@ -208,6 +208,8 @@ def test_file_that_loses_miou_does_not_replace_an_earlier_one(
     ('a.xml', dict(raw=True), r'raw export is for \.onnx'),
     ('a.onnx', dict(precision='int8'), r'int8 is for OpenVINO'),
     ('a.xml', dict(precision='int8'), 'needs pictures to calibrate'),
+    ('a.xml', dict(calibration=PICTURES), 'calibrate on, and fp32: they are for INT8'),
+    ('a.xml', dict(max_miou_drop=1.0), 'limit of 1.0 points of mIoU needs true labels'),
 ])
 def test_options_that_do_not_go_together(model, metadata, tmp_path, name, options, message):
     chosen = dataclasses.replace(metadata, precision=options.pop('precision', 'fp32'))
@@ -332,6 +334,15 @@ def test_tool_names_what_cannot_be_exported(run, tmp_path):
         file.write("\ntest_pipeline = [dict(type='Resize', scale_factor=2.0)]")
     out = run(config, checkpoint, tmp_path / 'a.onnx', ok=False)
     assert 'expected one Resize' in out
+
+
+def test_tool_names_validation_pictures_that_are_missing(run, tmp_path):
+    config, checkpoint = write(tmp_path)
+    with open(config, 'a') as file:
+        file.write("\nval_dataloader = dict(dataset=dict(type='mmseg_bisenetv2.CamVidDataset', "
+                   f'data_root={str(tmp_path / "nowhere")!r}, pipeline=[]))')
+    out = run(config, checkpoint, tmp_path / 'a.onnx', '--val', 2, ok=False)
+    assert 'CamVidDataset: no folder' in out and 'prepare_camvid.py' in out
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mmengine.config import Config
 from small import NORM, build, image, write
 
+from mmseg_bisenetv2.datasets.class_names import make_palette
 from mmseg_bisenetv2.deploy import Predictor, predictor, runtimes
 from mmseg_bisenetv2.deploy.image import read_image
 from mmseg_bisenetv2.deploy.metadata import ExportMetadata
@@ -485,8 +486,9 @@ def test_classes_and_palette(tmp_path):
         file.write("test_dataloader = dict(dataset=dict(type='BaseSegDataset', metainfo=dict("
                    "classes=('w', 'x', 'y', 'z'))))")
     torch.save(torch.load(checkpoint)['state_dict'], checkpoint)  # says nothing of classes
-    assert Predictor(config, checkpoint, backend='torch', device='cpu').classes == (
-        'w', 'x', 'y', 'z')
+    other = Predictor(config, checkpoint, backend='torch', device='cpu')
+    assert other.classes == ('w', 'x', 'y', 'z')
+    assert other.palette.tolist() == make_palette('wxyz')
     assert Predictor(config, backend='torch', device='cpu').metadata.sha256 is None
 
 

@@ -73,6 +73,13 @@ def test_an_older_longer_run_in_the_same_folder_is_not_the_newest(numbers: Path)
     assert choose(numbers) == str(numbers / 'iter_30.pth')
 
 
+def test_a_misspelt_argument_is_refused_before_the_first_iteration(tmp_path: Path) -> None:
+    runner = number_runner(tmp_path, 20, hook=dict(max_keep_ckpt=1))
+    with pytest.raises(ValueError, match=r'^CheckpointHook has no argument max_keep_ckpt.*name$'):
+        runner.train()
+    assert runner.iter == 0 and not list(tmp_path.glob('iter_*.pth'))
+
+
 def test_other_names_of_checkpoints(tmp_path: Path) -> None:
     names = dict(filename_tmpl='it_{:06d}.pth')
     number_runner(tmp_path, 20, hook=names).train()

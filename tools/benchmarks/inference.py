@@ -18,11 +18,11 @@ from benchmarks.measure import balance, build_model, mmseg_config, peak_mb, rati
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
+from mmseg_bisenetv2.compat import cpu_has_bf16
 from mmseg_bisenetv2.datasets.toy_cityscapes import draw_scene
 from mmseg_bisenetv2.deploy import Predictor
 from mmseg_bisenetv2.deploy.image import read_image
 from mmseg_bisenetv2.deploy.predictor import PRECISIONS
-from mmseg_bisenetv2.deploy.runtimes import cpu_has_bf16
 from mmseg_bisenetv2.models.upsample_argmax import upsample_argmax
 
 from mmseg.apis import inference_model, init_model
