@@ -1,11 +1,11 @@
-# FCN + BiSeNetV2 on CamVid at 480x360: goes on where bisenetv2_fcn_finetune_camvid.py ended, with the
-# learning rate raised once more. This made weights/bisenetv2_fcn_camvid.safetensors:
+# FCN + BiSeNetV2 on CamVid at 480x360: goes on where bisenetv2_fcn_finetune_camvid.py ended, with
+# the learning rate raised once more. This made weights/bisenetv2_fcn_camvid.safetensors:
 #
 #   mim train mmseg configs/bisenetv2_fcn_finetune-longer_camvid.py --cfg-options \
 #       load_from=work_dirs/bisenetv2_fcn_finetune_camvid/iter_2200.pth
 #
 # Rare classes weigh less here than there, and pictures are enlarged less: the first network scored
-# higher on val with the rare classes held back, and on enlarged pictures. docs/camvid.md has figures.
+# higher on val with the rare classes held back, and on enlarged pictures (docs/camvid.md).
 # Expected: see weights/README.md.
 # 2,750 iterations at 46 an epoch (ceil(367 / 8)): 60 epochs. Total batch 8, lr 0.025.
 _base_ = './bisenetv2_fcn_finetune_camvid.py'
