@@ -40,6 +40,7 @@ class IoUMetric(MMSegIoUMetric):
     confusion: np.ndarray | None = None
     _said = ''
 
+    @functools.wraps(MMSegIoUMetric.__init__)  # type: ignore[misc] # For its signature.
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         known = [name for name in inspect.signature(MMSegIoUMetric).parameters if name != 'kwargs']
         if unknown := kwargs.keys() - known:

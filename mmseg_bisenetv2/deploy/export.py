@@ -72,7 +72,7 @@ def export_and_verify(
     if calibration and precision != 'int8':
         raise ValueError(f'Pictures to calibrate on, and {precision}: they are for INT8, '
                          '--precision int8')
-    if max_miou_drop is not None and not truths:
+    if max_miou_drop is not None and truths is None:
         raise ValueError(f'A limit of {max_miou_drop} points of mIoU needs true labels: --val N')
     network = FrameNetwork(model)
 

@@ -159,10 +159,15 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Takes over what a resumed checkpoint says of earlier ones, if it is of this folder.
 
         Raises:
-            ValueError: If the hook was given an argument that nobody knows. MMEngine's hook hands
-                it to ``save_checkpoint``, where it would end the training at the first checkpoint.
+            ValueError: If the hook was given an argument that it does not know. MMEngine's hook
+                hands it to ``save_checkpoint``, where it would end the training at the first
+                checkpoint.
         """
-        if unknown := self.args.keys() - inspect.signature(runner.save_checkpoint).parameters:
+        given = inspect.signature(Runner.save_checkpoint).parameters  # by MMEngine's hook itself
+        taken = inspect.signature(runner.save_checkpoint).parameters  # a runner may take more
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        if unknown := {name for name in self.args
+                       if name in given or not (takes_any or name in taken)}:
             raise ValueError(f'CheckpointHook has no argument {", ".join(sorted(unknown))}. '
                              'Remove it from default_hooks.checkpoint, or correct its name')
         hub = runner.message_hub

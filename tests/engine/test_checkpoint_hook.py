@@ -73,9 +73,11 @@ def test_an_older_longer_run_in_the_same_folder_is_not_the_newest(numbers: Path)
     assert choose(numbers) == str(numbers / 'iter_30.pth')
 
 
-def test_a_misspelt_argument_is_refused_before_the_first_iteration(tmp_path: Path) -> None:
-    runner = number_runner(tmp_path, 20, hook=dict(max_keep_ckpt=1))
-    with pytest.raises(ValueError, match=r'^CheckpointHook has no argument max_keep_ckpt.*name$'):
+@pytest.mark.parametrize('name', ['max_keep_ckpt', 'filename'])
+def test_an_unknown_argument_is_refused_before_the_first_iteration(
+        tmp_path: Path, name: str) -> None:
+    runner = number_runner(tmp_path, 20, hook={name: 1})
+    with pytest.raises(ValueError, match=rf'^CheckpointHook has no argument {name}.*name$'):
         runner.train()
     assert runner.iter == 0 and not list(tmp_path.glob('iter_*.pth'))
 

