@@ -82,6 +82,20 @@ def test_an_unknown_argument_is_refused_before_the_first_iteration(
     assert runner.iter == 0 and not list(tmp_path.glob('iter_*.pth'))
 
 
+def test_an_argument_that_only_this_runner_takes_is_handed_on(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, notes = number_runner(tmp_path, 20, hook=dict(note='mine')), []
+    save = runner.save_checkpoint
+
+    def save_checkpoint(*args: Any, note: str, **kwargs: Any) -> None:
+        notes.append(note)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(runner, 'save_checkpoint', save_checkpoint)
+    runner.train()
+    assert set(notes) == {'mine'}
+
+
 def test_other_names_of_checkpoints(tmp_path: Path) -> None:
     names = dict(filename_tmpl='it_{:06d}.pth')
     number_runner(tmp_path, 20, hook=names).train()
